@@ -52,7 +52,7 @@ def fit_tokenizer(tokenizer: Tokenizer, backbone: Any) -> Tokenizer:
     """
     check_length(tokenizer.max_length, backbone)
     same = tokenizer.rows == backbone.vocab_size
-    return tokenizer if same else tokenizer.for_table(backbone.vocab_size)
+    return tokenizer if same else tokenizer.with_table(backbone.vocab_size)
 
 
 def check_length(max_length: int, backbone: Any, field: str = "max_length") -> None:

@@ -85,7 +85,7 @@ def read_data(config: configs.Experiment, workdir: Path):
     validation: Sequence = []
     if data.holdout:  # our own splits of one file of pairs
         sides = pairs.split_pairs(
-            pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout
+            pairs.rename_columns(records, pair_columns(records), pairs.CARRIED), data.holdout
         )
         others = read_texts(data.corpus) if data.corpus else []
         tasks |= {
@@ -104,7 +104,7 @@ def read_data(config: configs.Experiment, workdir: Path):
         say("no validation loss: nothing scores the held-out pairs")
         validation = []
     if validation:
-        validation = pairs.as_pairs(validation, pair_columns(validation), pairs.CARRIED)
+        validation = pairs.rename_columns(validation, pair_columns(validation), pairs.CARRIED)
     return mine_sources(config, records, workdir, lists), validation, tasks
 
 
@@ -131,7 +131,7 @@ def read_texts(name: str) -> list[str]:
         raise InputError(
             f"{name}: expected records with a text, found the fields {', '.join(records[0])}"
         )
-    return [pairs.titled(record.get("title"), record["text"]) for record in records]
+    return [pairs.join_title(record.get("title"), record["text"]) for record in records]
 
 
 def main() -> None:

@@ -268,7 +268,7 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     Raises:
         InputError: for what are no pairs.
     """
-    from embed_jax.data.pairs import KEYS, as_pairs
+    from embed_jax.data.pairs import KEYS, rename_columns
     from embed_jax.data.sources import open_records, pair_columns
 
     records = open_records(args.pairs, args.split)
@@ -276,7 +276,7 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
         columns = pair_columns(records)
     except InputError as error:
         raise InputError(f"{args.pairs}: {error}") from None
-    pairs = as_pairs(records, columns, KEYS)
+    pairs = rename_columns(records, columns, KEYS)
     return pairs
 
 
@@ -286,14 +286,14 @@ def read_corpus(path: Path) -> list[str]:
     Raises:
         InputError: for a line without a text, and an empty file.
     """
-    from embed_jax.data.pairs import titled
+    from embed_jax.data.pairs import join_title
     from embed_jax.data.sources.files import iter_lines
 
     passages = []
     for line, record in iter_lines(path):
         if "text" not in record:
             raise InputError(f"{path}:{line}: no field 'text'; found {', '.join(record) or 'none'}")
-        passages.append(titled(record.get("title"), record["text"]))
+        passages.append(join_title(record.get("title"), record["text"]))
         if not passages[-1]:
             raise InputError(f"{path}:{line}: empty passage")
     if not passages:
@@ -309,7 +309,7 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
             relevant.
     """
     from embed_jax.data.sources import open_retrieval_task
-    from embed_jax.data.sources.beir import relevant
+    from embed_jax.data.sources.beir import iter_relevant
 
     corpus, queries, relevance = open_retrieval_task(args.beir, args.split)
     for what, texts in (("corpus", corpus), ("queries", queries)):
@@ -318,7 +318,7 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
             raise InputError(f"{place_of_id(args, what, empty)}: empty text")
     pairs = [
         {"anchor": queries[query], "positive": corpus[document]}
-        for query, document in relevant(relevance)
+        for query, document in iter_relevant(relevance)
         if document in corpus
     ]
     if not pairs:

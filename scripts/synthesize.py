@@ -21,9 +21,9 @@ from embed_jax.data.synthesize import (
     AnswerCache,
     Passage,
     answer_key,
-    cached_answers,
     make_prompt,
     parse_answer,
+    read_cached_answers,
     read_passages,
     synthetic_records,
     template,
@@ -276,7 +276,7 @@ def run_generate(args: argparse.Namespace) -> int:
     ]
     beside = args.output.with_suffix(".cache.jsonl")
     if args.dry_run:
-        missing = set(keys) - cached_answers(beside).keys()
+        missing = set(keys) - read_cached_answers(beside).keys()
         print(prompt_for(passages[0], args))
         print(f"\n{len(passages)} passages, {len(missing)} requests to send to {endpoint.url}")
         return 0

@@ -1,4 +1,4 @@
-"""Documents in pieces of a limited number of tokens, so that a model reads all of them and none is cut short."""
+"""Cuts documents into pieces of a limited number of tokens, so that a model reads all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from embed_jax.data.pairs import of_record
+from embed_jax.data.pairs import apply_to_record
 from embed_jax.data.stream import RecordStream, open_stream
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError
@@ -21,12 +21,12 @@ TOGETHER = 256  # documents tokenised at once
 
 @dataclasses.dataclass(frozen=True)
 class Pieces(Sequence):
-    """Pieces of documents as records {"text"}, cut out of the documents when asked for.
+    """Pieces of documents as records {"text"}; a piece is cut out when it is read.
 
     Attributes:
-        records: the documents.
-        text: what of a record is the document.
-        document, start, stop: of each piece: which record, and which characters of it.
+        records: the records with the documents.
+        text: returns a record's document.
+        document, start, stop: the index of each piece's record, and its first and end character.
     """
 
     records: Sequence[Record]
@@ -46,22 +46,21 @@ class Pieces(Sequence):
         return {"text": document[self.start[index] : self.stop[index]]}
 
 
-def in_pieces(
+def cut_records(
     records: Sequence[Record], text: Callable[[Record], str], tokenizer: Tokenizer
 ) -> Pieces | RecordStream:
-    """Records cut into pieces that the tokenizer does not have to shorten.
+    """Cuts records into pieces that the tokenizer does not have to shorten.
 
-    All records are read once, but of a stream.
-
-    The pieces of a document, one after the other, are the document; what holds no token is left
-    out.
+    The pieces of a document, joined in order, are the document; a document without tokens is left
+    out. All records are read once, unless they are a stream.
 
     Args:
-        text: what of a record is the document.
-        tokenizer: with its limit.
+        records: the records.
+        text: returns a record's document.
+        tokenizer: the tokenizer, with its limit in tokens.
 
     Raises:
-        InputError: for records without any token, or a limit that a single character goes beyond.
+        InputError: no record has a token, or a single character has more tokens than the limit.
     """
     if isinstance(records, RecordStream):
 
@@ -73,7 +72,7 @@ def in_pieces(
                 )
 
         return open_stream(reopened, records.name)
-    documents = (of_record(text, record, number) for number, record in enumerate(records))
+    documents = (apply_to_record(text, record, number) for number, record in enumerate(records))
     pieces = [
         (number, start, stop)
         for number, _, ends in _cut_all(documents, tokenizer)
@@ -87,7 +86,7 @@ def in_pieces(
 def _cut_all(
     documents: Iterable[str], tokenizer: Tokenizer
 ) -> Iterator[tuple[int, str, list[int]]]:
-    """Of each document with a token, its number, itself, and where its pieces end, in characters."""
+    """Yields index, text and ends of the pieces, in characters, of each document with tokens."""
     room = tokenizer.max_length - tokenizer.backend.num_special_tokens_to_add(is_pair=False)
     whole = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
     whole.no_truncation()
@@ -96,7 +95,7 @@ def _cut_all(
         try:
             return whole.encode_batch(texts, add_special_tokens=False)
         except TypeError:
-            tokenizer.encode(texts)  # says which is no text
+            tokenizer.encode(texts)  # its error names the text
             raise
 
     numbered = enumerate(documents)
@@ -107,7 +106,10 @@ def _cut_all(
 
 
 def _ends(text: str, encoding: Any, encode: Callable, room: int, most_tokens: int) -> list[int]:
-    """Finds the ends of the pieces of a text, of at most `most_tokens` of its tokens and `room` tokens."""
+    """Finds the ends of a text's pieces, which have at most `most_tokens` of the text's tokens.
+
+    Tokenized by itself, a piece has at most `room` tokens.
+    """
     if len(encoding) <= room:
         return [len(text)]
     if most_tokens < 1:
@@ -118,7 +120,7 @@ def _ends(text: str, encoding: Any, encode: Callable, room: int, most_tokens: in
     pieces = [text[start:stop] for start, stop in itertools.pairwise([0, *stops])]
     ends = []
     for start, piece, own in zip([0, *stops], pieces, encode(pieces), strict=False):
-        # By itself a piece may have other tokens than as a part: more of them.
+        # By itself a piece may have other tokens than as a part of the text, and more of them.
         less = most_tokens - max(len(own) - room, 1)
         ends += [start + end for end in _ends(piece, own, encode, room, less)]
     return ends
@@ -127,7 +129,7 @@ def _ends(text: str, encoding: Any, encode: Callable, room: int, most_tokens: in
 def _cuts(encoding: Any, most_tokens: int) -> list[int]:
     """Returns the positions of the cuts, in characters.
 
-    Between words if it can be, else between tokens that share no character.
+    They are between words if possible, else between tokens that share no character.
     """
     starts, stops = np.array(encoding.offsets).T
     words = np.array([-1 if word is None else word for word in encoding.word_ids])
@@ -138,13 +140,15 @@ def _cuts(encoding: Any, most_tokens: int) -> list[int]:
         later = np.searchsorted(between_tokens, first, side="right")
         if later == len(between_tokens):
             break
-        last = _last(between_words, first, most_tokens) or _last(between_tokens, first, most_tokens)
+        last = _last_position(between_words, first, most_tokens) or _last_position(
+            between_tokens, first, most_tokens
+        )
         first = last or int(between_tokens[later])
         cuts.append(int(stops[first - 1]))
     return cuts
 
 
-def _last(places: Int[np.ndarray, " n"], first: int, size: int) -> int:
-    """The last of ascending places in first + 1 .. first + size; 0 for none."""
+def _last_position(places: Int[np.ndarray, " n"], first: int, size: int) -> int:
+    """Returns the last of ascending positions in first + 1 .. first + size, or 0."""
     place = np.searchsorted(places, first + size, side="right") - 1
     return int(places[place]) if place >= 0 and places[place] > first else 0

@@ -7,34 +7,35 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embed_jax.data.pairs import NLI_LABELS, label_number, of_record
+from embed_jax.data.pairs import NLI_LABELS, apply_to_record, parse_label
 from embed_jax.errors import InputError
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = NLI_LABELS.values()
-NO_GOLD_LABEL = (
-    "-1",
-    "-",
-)  # the annotators did not agree: as data sets of numbers say it, and as SNLI's own files do
+# The annotators did not agree: in data sets with numbers, and in SNLI's own files.
+NO_GOLD_LABEL = ("-1", "-")
 
 
 @dataclasses.dataclass(frozen=True)
 class TripletReport:
-    """Counts of what happened to the records.
+    """The number of triplets that were made, and of records that were dropped, by reason.
 
-    All but the premises count records, and those add up to `records`.
+    All fields except the last two count records; without `records` itself, and with each triplet as
+    two records, they add up to `records`.
 
     Attributes:
-        records: how many there were.
-        triplets: how many came of them, each of two records.
-        unlabelled: without a gold label.
-        empty: without a text.
-        conflicting: of pairs that stand there with different labels.
-        duplicates: repetitions of a pair with its label.
-        neutral: with that label.
-        without_entailment: contradictions of premises that entail nothing, and so on.
-        without_contradiction: entailments of premises that nothing contradicts.
-        surplus: hypotheses of other premises that had none of the opposite label left.
-        premises_without_entailment, premises_without_contradiction: how many premises those are.
+        records: all records.
+        triplets: the triplets made, each of two records.
+        unlabelled: records without a gold label.
+        empty: records with an empty text.
+        conflicting: records of a pair that has different labels.
+        duplicates: repetitions of a pair with the same label.
+        neutral: records with the label "neutral".
+        without_entailment: contradictions of premises without an entailment.
+        without_contradiction: entailments of premises without a contradiction.
+        surplus: hypotheses of the other premises for which no hypothesis of the opposite label was
+            left.
+        premises_without_entailment: the number of those premises.
+        premises_without_contradiction: the number of those premises.
     """
 
     records: int
@@ -67,31 +68,34 @@ class TripletReport:
 def nli_triplets(
     records: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> tuple[list[dict[str, str]], TripletReport]:
-    """A premise, a hypothesis that it entails, and one that contradicts it.
+    """Makes triplets of a premise, an entailed hypothesis and a contradicting one.
 
-    Supervised SimCSE's data.
+    These are the training data of supervised SimCSE (Gao, Yao, Chen, EMNLP 2021, Section 4). A
+    premise with e entailed and c contradicting hypotheses gives min(e, c) triplets, paired at
+    random; each hypothesis is in at most one of them. Texts are compared without the white space
+    around them.
 
-    A premise with e entailed and c contradicted hypotheses gives min(e, c) triplets, each
-    hypothesis in at most one of them, paired at random. Texts are equal if they are so without the
-    white space around them. Gao, Yao, Chen (EMNLP 2021), Section 4.
+    >>> record = {"premise": "A dog runs.", "hypothesis": "An animal moves.", "label": 0}
+    >>> other = {"premise": "A dog runs.", "hypothesis": "A dog sleeps.", "label": 2}
+    >>> nli_triplets([record, other])[0]
+    [{'anchor': 'A dog runs.', 'positive': 'An animal moves.', 'negative': 'A dog sleeps.'}]
 
     Args:
-        records: with "premise", "hypothesis", "label": one of NLI_LABELS by name or number, or -1
-            or "-" for none.
-        seed: of the pairing and of the triplets' order, neither of which depends on the order of
-            the records.
+        records: records with "premise", "hypothesis", "label": one of NLI_LABELS by name or number,
+            or -1 or "-" without a gold label.
+        seed: the seed of the pairing and of the triplets' order, neither of which depends on the
+            order of the records.
 
     Returns:
-        Records with anchor, positive, negative, in an order without meaning; and what became of the
-        rest.
+        Records with anchor, positive, negative, in random order; and counts of the dropped records.
 
     Raises:
-        InputError: for a record without these fields, or with another label; it names the record's
-            number.
+        InputError: a record lacks one of these fields, or has another label; the message gives the
+            record's index.
     """
     labels: dict[tuple[str, str], list[int | None]] = {}
     for number, record in enumerate(records):
-        premise, hypothesis, label = of_record(_read, record, number)
+        premise, hypothesis, label = apply_to_record(_read, record, number)
         labels.setdefault((premise, hypothesis), []).append(label)
 
     unlabelled = empty = conflicting = duplicates = neutral = 0
@@ -113,11 +117,10 @@ def nli_triplets(
 
     triplets = []
     no_entailment, no_contradiction, surplus = [], [], 0
-    for premise in sorted(hypotheses, key=lambda premise: _random(seed, premise)):
-        # Sorted by a hash of their texts, which is a random order that the records' order has no
-        # part in.
+    for premise in sorted(hypotheses, key=lambda premise: _hash_texts(seed, premise)):
+        # Sorted by a hash of the texts: a random order that does not depend on that of the records.
         entailed, contradicted = (
-            sorted(texts, key=lambda text: _random(seed, premise, text))
+            sorted(texts, key=lambda text: _hash_texts(seed, premise, text))
             for texts in hypotheses[premise].values()
         )
         if not entailed:
@@ -145,7 +148,7 @@ def nli_triplets(
 
 
 def _read(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """Premise, hypothesis and label; None for no gold label."""
+    """Returns a record's premise, hypothesis and label, which is None without a gold label."""
     for name in ("premise", "hypothesis", "label"):
         if record.get(name) is None:
             raise InputError(
@@ -160,7 +163,7 @@ def _read(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
     )
     if str(label).strip() in NO_GOLD_LABEL:
         return premise, hypothesis, None
-    number = label_number(label)
+    number = parse_label(label)
     if number not in NLI_LABELS.values():
         accepted = ", ".join(f"{name} ({number})" for name, number in NLI_LABELS.items())
         raise InputError(
@@ -169,8 +172,8 @@ def _read(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
     return premise, hypothesis, number
 
 
-def _random(seed: int, *texts: str) -> bytes:
-    """A hash of texts in this order."""
+def _hash_texts(seed: int, *texts: str) -> bytes:
+    """Returns a hash of texts in this order."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
     for text in texts:
         digest.update(hashlib.blake2b(text.encode(), digest_size=16).digest())

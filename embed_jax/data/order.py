@@ -1,11 +1,9 @@
-"""The records of a batch, as a function of (seed, step).
+"""The order of training: the records of a batch as a function of (seed, step).
 
-One data set or a mixture, with or without duplicates.
-
-A *stream* is the endless order of records, shuffled anew each epoch; it is cut into *batches*; a
-mixture mixes streams (every batch from all data sets) or batches (every batch from one). Records
-are numbered over all data sets, one after the other. Nothing here knows devices: a batch is
-composed globally and split afterwards.
+A *stream* is an endless order of records, shuffled anew each epoch; it is cut into *batches*; a
+mixture mixes streams (every batch is from all data sets) or batches (every batch is from one).
+Records are numbered over all data sets, one after the other. Batches may be made without
+duplicates. Nothing here depends on devices: a batch is composed globally and split afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class EndlessOrder(Protocol):
     length: int
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The numbers of the records at these places of the order."""
+        """Returns the indices of the records at these positions of the order."""
 
 
 @runtime_checkable
@@ -43,14 +41,14 @@ class Order(Protocol):
     """Batches in an endless order."""
 
     def __getitem__(self, step: int) -> Int[np.ndarray, " B"]:
-        """The numbers of the records of a batch."""
+        """Returns the indices of a batch's records."""
 
     def count(self, epochs: float) -> int:
         """Returns the number of batches in a number of epochs."""
 
 
-class Shuffled:
-    """The records first, first + 1, ..., first + length - 1, each once an epoch, shuffled anew in each."""
+class ShuffledRecords:
+    """The records first, ..., first + length - 1, each once per epoch, shuffled anew in each."""
 
     def __init__(self, length: int, seed: int, first: int = 0):
         self.length, self.first = length, first
@@ -60,14 +58,12 @@ class Shuffled:
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         require("grain")
-        from grain.experimental import (
-            index_shuffle,
-        )  # a permutation of which any place is known by itself
 
-        last, places = (
-            self.length - 1,
-            (divmod(int(position), self.length) for position in positions),
-        )
+        # A permutation of which any position can be computed by itself.
+        from grain.experimental import index_shuffle
+
+        last = self.length - 1
+        places = (divmod(int(position), self.length) for position in positions)
         positions_of = (
             index_shuffle(place, last, (self._seed + epoch) % 2**32, 4) for epoch, place in places
         )
@@ -75,10 +71,7 @@ class Shuffled:
 
 
 class MixedStream:
-    """Streams in one, each with its share of every epoch.
-
-    An epoch is as long as all of them together.
-    """
+    """Several streams as one, each with its share of every epoch; an epoch has all records."""
 
     def __init__(self, streams: Sequence[EndlessOrder], schedule: TurnSchedule):
         self.streams, self.schedule = streams, schedule
@@ -94,14 +87,14 @@ class MixedStream:
 
 
 class Batches:
-    """A stream cut into batches of B.
-
-    The last records of an epoch that fill no batch are left out of it.
+    """A stream cut into batches of B, without the last records of an epoch that fill no batch.
 
     Args:
-        duplicate_keys: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids,
-            groups), 0 for none. With them no batch has two records that share one: see
-            `distinct_batches`.
+        stream: the order of the records.
+        batch_size: B.
+        duplicate_keys: 64-bit hashes `[records, w]` of everything that makes two records the same
+            (their texts, ids, groups), 0 for no value. With them no batch has two records that
+            share a hash; see `make_distinct_batches`.
     """
 
     def __init__(
@@ -111,8 +104,8 @@ class Batches:
         duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
     ):
         self.stream, self.batch_size = stream, batch_size
-        self._codes = None if duplicate_keys is None else _repeated(duplicate_keys)
-        self._ends: list[int] = []  # batches up to and with each epoch
+        self._codes = None if duplicate_keys is None else _find_repeated(duplicate_keys)
+        self._ends: list[int] = []  # the number of batches up to the end of each epoch
         self._plans: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()  # batches are made by several threads
 
@@ -151,19 +144,15 @@ class Batches:
         if epoch not in self._plans:
             start = epoch * self.stream.length
             order = self.stream.take(np.arange(start, start + self.stream.length))
-            if (
-                len(self._plans) > 1
-            ):  # threads may be at the end of one epoch and at the start of the next
+            # Two are kept: threads may be at the end of one epoch and at the start of the next.
+            if len(self._plans) > 1:
                 del self._plans[min(self._plans)]
-            self._plans[epoch] = distinct_batches(order, self._codes, self.batch_size)
+            self._plans[epoch] = make_distinct_batches(order, self._codes, self.batch_size)
         return self._plans[epoch]
 
 
-class Alternating:
-    """Batches of several data sets, each batch from one of them.
-
-    An epoch is as long as all of them together.
-    """
+class AlternatingBatches:
+    """Batches of several data sets, each batch from one of them; an epoch has all their batches."""
 
     def __init__(self, batches: Sequence[Order], schedule: TurnSchedule):
         self.batches, self.schedule = batches, schedule
@@ -178,15 +167,14 @@ class Alternating:
 
 @dataclasses.dataclass(frozen=True)
 class TurnSchedule:
-    """Whose turn it is at each place of an epoch, and how often it had been before.
+    """The order in which data sets have turns.
 
-    Every epoch has exactly the same number of turns of each, at places shuffled anew; "round_robin"
-    takes turns.
+    Each data set has the same number of turns in every epoch, at positions shuffled anew.
 
     Attributes:
-        turns: of an epoch, for each.
-        seed: of the places.
-        in_turn: one after the other instead of shuffled.
+        turns: the number of turns in an epoch, for each data set.
+        seed: the seed of the positions.
+        in_turn: whether data sets follow one another instead, endlessly ("round_robin").
     """
 
     turns: tuple[int, ...]
@@ -200,7 +188,7 @@ class TurnSchedule:
     def at(
         self, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Whose turn it is at each of these places, and the number of its turns before."""
+        """Returns the data set whose turn each position is, and its number of turns before."""
         if self.in_turn:
             return positions % len(self.turns), positions // len(self.turns)
         epochs, places = np.divmod(positions, self.length)
@@ -232,17 +220,25 @@ def make_turns(
     weights: Sequence[float] = (),
     seed: int = 0,
 ) -> TurnSchedule:
-    """Returns how often data sets of these lengths have their turn.
+    """Returns how often, and in which order, data sets of these lengths have turns.
 
-    An epoch has sum(lengths) turns. Where the shares do not come out even, the largest remainders
-    are rounded up, and nobody goes without a turn.
+    An epoch has sum(lengths) turns. Where shares are not whole, the largest remainders are rounded
+    up; each data set has at least one turn.
+
+    >>> make_turns([30, 10], "proportional").turns
+    (30, 10)
+    >>> make_turns([30, 10], "weights", weights=[1, 1]).turns
+    (20, 20)
 
     Args:
-        lengths: records or batches of each.
-        sampling: "proportional" to the lengths, so that an epoch has everything once;
-            "temperature": to length^(1 / temperature), where 1 is proportional and a large one
-            uniform; "weights": to the weights; "round_robin": in turn. Data sets that have more
-            turns than records begin again, shuffled anew.
+        lengths: the number of records or batches of each data set.
+        sampling: turns are "proportional" to the lengths, so that an epoch has everything once;
+            "temperature": to length^(1 / temperature); "weights": to the weights; "round_robin":
+            data sets follow one another. A data set that has more turns than records begins again,
+            shuffled anew.
+        temperature: 1 is the same as "proportional", a large one nearly uniform.
+        weights: a positive weight for each data set, if `sampling` is "weights".
+        seed: the seed of the order.
 
     Raises:
         InputError: for an unknown sampling, or a weight or temperature that is not above 0.
@@ -282,15 +278,21 @@ def make_order(
     weights: Sequence[float] = (),
     duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
 ) -> Order:
-    """The batches of data sets with these numbers of records.
+    """Returns the order of the batches of data sets with these numbers of records.
 
     Args:
+        lengths: the number of records of each data set.
+        batch_size: B.
+        seed: the seed of the order.
         mixing: "single": every batch is from one data set; "mixed": from all.
-        sampling, temperature, weights: see `make_turns`.
-        duplicate_keys: for batches without duplicates, see `Batches`; rows as the records are numbered.
+        sampling: see `make_turns`.
+        temperature: see `make_turns`.
+        weights: see `make_turns`.
+        duplicate_keys: for batches without duplicates, see `Batches`; a row for each record, in the
+            order in which records are numbered.
 
     Raises:
-        InputError: if a data set, or with "mixed" all together, do not fill a batch.
+        InputError: a data set does not fill a batch; with "mixed", all of them together do not.
     """
     firsts = np.cumsum([0, *lengths[:-1]]).tolist()
     # The only data set has the seed itself: a mixture of one is the data set.
@@ -299,7 +301,9 @@ def make_order(
         if len(lengths) == 1
         else np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
     )
-    streams = [Shuffled(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)]
+    streams = [
+        ShuffledRecords(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)
+    ]
     schedule = functools.partial(
         make_turns, sampling=sampling, temperature=temperature, weights=weights, seed=seed
     )
@@ -314,7 +318,7 @@ def make_order(
     for length in lengths:
         _check_size(length, batch_size)
     batches = [Batches(stream, batch_size, duplicate_keys) for stream in streams]
-    return Alternating(batches, schedule([arguments.count(1) for arguments in batches]))
+    return AlternatingBatches(batches, schedule([arguments.count(1) for arguments in batches]))
 
 
 def _check_size(num_records: int, batch_size: int) -> None:
@@ -327,26 +331,30 @@ def _check_size(num_records: int, batch_size: int) -> None:
 # ---- without duplicates --------------------------------------------------------------------------
 
 
-def distinct_batches(
+def make_distinct_batches(
     order: Int[np.ndarray, " n"], codes: Int[np.ndarray, "records w"], batch_size: int
 ) -> Int[np.ndarray, "steps B"]:
-    """Full batches in which no two records share a code, by one pass over the order.
+    """Makes full batches in which no two records share a code, in one pass over the order.
 
-    A record that shares a code with one of the batch waits, and is the first to be tried for the
-    next one; those that wait for the same code stand in one queue, so that a text which many
-    records have costs no more than others.
+    A record that shares a code with one of the batch has to wait, and is tried first for the next
+    batch. Records that wait for the same code are in one queue, so that a text of many records
+    costs no more time than others.
+
+    >>> make_distinct_batches(np.arange(4), np.array([[7], [7], [-1], [-1]]), 2).tolist()
+    [[0, 2], [1, 3]]
 
     Args:
-        order: record numbers.
-        codes: what each record has that others have too, -1 for nothing; see `_repeated`.
+        order: indices of records.
+        codes: the codes of each record, by index, -1 for none; see `_find_repeated`.
+        batch_size: B.
 
     Returns:
-        Record numbers; records that fill no batch are left out.
+        Indices of records, a row for each batch; records that fill no batch are left out.
     """
     has = [tuple(code for code in row if code >= 0) for row in codes[order].tolist()]
     numbers = order.tolist()
     batches: list[list[int]] = []
-    waiting: dict[int, deque[int]] = {}  # places in the order, by the code that they wait for
+    waiting: dict[int, deque[int]] = {}  # positions in the order, by the code that they wait for
     place = 0
     while True:
         batch: list[int] = []
@@ -373,10 +381,10 @@ def distinct_batches(
         batches.append(batch)
 
 
-def _repeated(duplicate_keys: UInt64[np.ndarray, "n w"]) -> Int[np.ndarray, "n w"]:
-    """Codes of the things that several rows have, -1 for others: only those can meet."""
+def _find_repeated(duplicate_keys: UInt64[np.ndarray, "n w"]) -> Int[np.ndarray, "n w"]:
+    """Returns codes that are equal where hashes are, and -1 for hashes of a single row or none."""
     rows = np.sort(duplicate_keys, axis=1)
-    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0  # the same thing twice in a row is no meeting
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0  # the same hash twice in a row counts once
     _, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
     codes = codes.reshape(rows.shape)
     return np.where((rows == 0) | (counts[codes] < 2), -1, codes)

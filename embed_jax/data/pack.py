@@ -1,4 +1,4 @@
-"""Sentences of uneven length put several to a row, so that few slots are padding. NumPy only."""
+"""Packs several sentences of uneven length into a row, with few slots of padding. NumPy only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ def pack_sentences(
     skip: int | Sequence[int] = 0,
     segments: Sequence[Ids] | None = None,
 ) -> TokenBatch:
-    """Packs sentences into rows, best fit decreasing; sentence i keeps the number i.
+    """Packs sentences into rows, best fit decreasing; sentence i keeps the id i.
+
+    >>> batch = pack_sentences([np.array([5, 6, 7]), np.array([8])], row_length=4)
+    >>> batch.token_ids.tolist(), batch.sentence.tolist(), batch.position.tolist()
+    ([[5, 6, 7, 8]], [[0, 0, 0, 1]], [[0, 1, 2, 0]])
 
     Args:
         ids: token ids, one array per sentence; an empty one takes no slot.
         row_length: T, slots in a row.
         rows: R; None takes as few as are needed, rounded up by `round_rows` so that shapes repeat.
-        sentences: S, how many sentences the batch has room for; None is as many as there are.
+        sentences: S, how many sentences the batch has room for; None: the number of sentences.
         skip: leading tokens that do not count towards pooling, for all sentences or for each.
         segments: token types of each sentence (a pair's second text has 1), as long as its ids;
             None: all are 0.
@@ -37,14 +41,14 @@ def pack_sentences(
         NumPy leaves `[R, T]`.
 
     Raises:
-        InputError: if a sentence is longer than a row, or the rows do not suffice.
+        InputError: a sentence is longer than a row, or the rows do not suffice.
     """
     capacity = len(ids) if sentences is None else sentences
     if len(ids) > capacity:
         raise InputError(f"{len(ids)} sentences do not fit into a batch with room for {capacity}")
     lengths = _lengths(ids)
     row, offset, needed = _assign(lengths, row_length)
-    rows = _enough_rows(needed, rows)
+    rows = _check_rows(needed, rows)
     shape = (rows, row_length)
     return _fill(
         ids,
@@ -77,20 +81,20 @@ def pack_batch(
         groups: G, a divisor of B.
         row_length: T, slots in a row.
         rows: R; None takes as few as the fullest group needs, rounded up by `round_rows`.
-        order: which examples each group gets; None deals them balanced by tokens. A second
-            tokenizer's view of the same batch is given the first one's order.
-        skip: for each sentence, or for all of each column, how many leading tokens do not count
-            towards pooling.
-        shares: contiguous parts of the batch, each dealt to its own G / shares groups; a divisor of
-            G.
+        order: the examples of each group; None deals them balanced by tokens. A second tokenizer's
+            view of the same batch is given the first one's order.
+        skip: the number of leading tokens that do not count towards pooling, for each sentence or
+            for each column.
+        shares: the number of contiguous parts of the batch, each dealt to its own G / shares
+            groups; a divisor of G.
 
     Returns:
         The batch, leaves `[G, R, T]`, where sentence `c * E + e` of group g is column c of example
         `order[g, e]`; and that order.
 
     Raises:
-        InputError: if a sentence is longer than a row, the rows do not suffice, or G does not
-            divide B.
+        InputError: a sentence is longer than a row, the rows do not suffice, or G does not divide
+            B.
     """
     nothing = np.zeros(0, np.int32)
     columns = [
@@ -106,7 +110,7 @@ def pack_batch(
     size = order.shape[1]
     sentences = [[column[b] for column in columns for b in members] for members in order]
     assigned = [_assign(_lengths(group), row_length) for group in sentences]
-    rows = _enough_rows(max(needed for *_, needed in assigned), rows)
+    rows = _check_rows(max(needed for *_, needed in assigned), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
     skips = (
@@ -124,16 +128,19 @@ def pack_batch(
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
-    """Deals examples to groups of equal size and nearly equal tokens.
+    """Deals examples to groups of equal size with nearly equal numbers of tokens.
 
-    Longest first, in snake order.
+    Examples are dealt from the longest to the shortest, in snake order.
+
+    >>> deal(np.array([9, 8, 2, 1]), groups=2).tolist()
+    [[0, 3], [1, 2]]
 
     Args:
-        lengths: tokens of each example, all its columns together.
+        lengths: the number of tokens of each example, over all its columns.
         groups: G, a divisor of B.
 
     Raises:
-        InputError: if G does not divide B.
+        InputError: G does not divide B.
     """
     if groups < 1 or len(lengths) % groups:
         raise InputError(
@@ -148,7 +155,7 @@ class RowsError(InputError):
     """A batch does not fit the number of rows that was set.
 
     Attributes:
-        needed: rows that the fullest group of the batch needs.
+        needed: the number of rows that the fullest group of the batch needs.
     """
 
     def __init__(self, needed: int, rows: int):
@@ -157,18 +164,20 @@ class RowsError(InputError):
 
 
 def round_rows(n: int) -> int:
-    """The next of a short list of row counts.
+    """Rounds up to one of few row counts: 1 to 16, 18, 20, .., 32, 36, .. (eight per doubling).
 
-    All up to 16, then eight to each doubling (18, 20, .., 32, 36, ..).
+    So shapes repeat, and jit compiles few of them, for 4 % more rows on average above 16 (12 % at
+    worst).
 
-    So shapes repeat, and jit compiles few, for 4 % more rows on average above 16 (12 % at worst).
+    >>> [round_rows(n) for n in (1, 16, 17, 33)]
+    [1, 16, 18, 36]
     """
     step = 1 << max(0, (max(n, 1) - 1).bit_length() - 4)
     return max(1, -(-n // step) * step)
 
 
 def fill_rate(batch: TokenBatch) -> float:
-    """The share of slots that hold a token."""
+    """Returns the share of slots that hold a token."""
     return float(np.mean(np.asarray(batch.sentence) < batch.sentences))
 
 
@@ -176,7 +185,7 @@ def _lengths(ids: Sequence[Ids]) -> Int[np.ndarray, " n"]:
     return np.fromiter(map(len, ids), np.int64, len(ids))
 
 
-def _enough_rows(needed: int, rows: int | None) -> int:
+def _check_rows(needed: int, rows: int | None) -> int:
     if rows is None:
         return round_rows(needed)
     if needed > rows:
@@ -185,20 +194,17 @@ def _enough_rows(needed: int, rows: int | None) -> int:
 
 
 def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Each sentence's row and offset in it, and the number of rows, by best fit decreasing."""
+    """Returns each sentence's row and offset, and the number of rows, by best fit decreasing."""
     row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     if len(lengths) and lengths.max() > row_length:
         raise InputError(
             f"token budget smaller than one text: {lengths.max()} tokens, but a row has "
             f"{row_length}"
         )
-    rooms: list[list[int]] = [
-        [] for _ in range(row_length + 1)
-    ]  # rows by how many slots are left in them
-    open_rooms = (
-        0  # bit n is set where rooms[n] is not empty: the tightest fit is one bit operation away
-    )
-    used = 0
+    # Rows by the number of free slots in them; bit n of `open_rooms` is set if rooms[n] is not
+    # empty, so that the tightest fit is one bit operation away.
+    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]
+    open_rooms = used = 0
     by_length = np.argsort(-lengths, kind="stable")
     for sentence, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):
         if not length:
@@ -218,7 +224,7 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _fill(ids, lengths, start, number, sentences, skip, shape, segments=None) -> TokenBatch:
-    """Writes each sentence's tokens to the slots from `start` on, under the given sentence number."""
+    """Writes each sentence's tokens to the slots from `start` on, with the sentence id `number`."""
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     sentence = np.full(shape, sentences, np.int32)
     pooled = np.zeros(shape, bool)

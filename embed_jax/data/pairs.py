@@ -1,4 +1,4 @@
-"""Pairs of texts as training and test material: names, splits without leakage, retrieval tasks, what they share."""
+"""Pairs of texts: names of their fields, splits without leakage, retrieval tasks, shared texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from embed_jax.errors import InputError
 
-# What the two sides of a pair are called; the first that a data set has counts.
+# Names of the two sides of a pair; the first that a data set has are used.
 PAIR_NAMES = (
     ("anchor", "positive"),
     ("sentence1", "sentence2"),
@@ -28,11 +28,11 @@ PAIR_LABELS = dict.fromkeys(ALIKE, 1) | {
 }
 SCORED_LIST = ("query", "passages", "scores")
 KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
-CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts
-KEYS = ("id", "group")  # records with the same one are never each other's negatives
+CARRIED = ("id", "group", "score", "label")  # fields that a pair may have beside its texts
+KEYS = ("id", "group")  # records with the same value are never each other's negatives
 SPLITS = ("train", "validation", "test")
-# Of a source that is read record by record, this many stand for all where looking at all would take
-# minutes.
+# Of a source that is read record by record, this many records are checked instead of all, which
+# would take minutes.
 SAMPLE = 2000
 Value = TypeVar("Value")
 TextRecord = Mapping[str, str]
@@ -40,9 +40,12 @@ SearchTask = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 
 
 def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the kind of a record by its fields: the one with most fields, the first of equals.
+    """Returns the kind of a record by its fields: of those that fit, the one with most fields.
 
-    () for none.
+    >>> kind_of({"query": "a", "answer": "b", "id": 3})
+    ('query', 'answer')
+    >>> kind_of({"id": 3})
+    ()
     """
     return max(
         (kind for kind in KINDS if all(name in record for name in kind)), key=len, default=()
@@ -52,22 +55,24 @@ def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
 def sampled_records(
     records: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(number, record) of all records if they are in memory, else of some spread over the whole."""
+    """Yields (index, record) of all records if they are in memory, else of evenly spread ones."""
     if isinstance(records, list) or len(records) <= SAMPLE:
         return enumerate(records)
     return ((int(index), records[int(index)]) for index in np.linspace(0, len(records) - 1, SAMPLE))
 
 
-def of_record(function: Callable[[Any], Value], record: Mapping[str, Any], number: int) -> Value:
-    """`function(record)`; an InputError gets the record's number."""
+def apply_to_record(
+    function: Callable[[Any], Value], record: Mapping[str, Any], number: int
+) -> Value:
+    """Returns `function(record)`, and adds the record's index to an InputError."""
     try:
         return function(record)
     except InputError as error:
         raise InputError(f"record {number}: {error}") from None
 
 
-def whole_number(value: Any) -> int | None:
-    """The 32-bit integer that a number or text spells, else None."""
+def parse_whole_number(value: Any) -> int | None:
+    """Returns the 32-bit integer that a number or text spells, else None."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -75,13 +80,13 @@ def whole_number(value: Any) -> int | None:
     return int(number) if number.is_integer() and abs(number) < 2**31 else None
 
 
-def label_number(value: Any) -> int | None:
-    """The class that a label spells, as one of NLI_LABELS or as an integer; else None."""
-    return NLI_LABELS.get(str(value).strip().lower(), whole_number(value))
+def parse_label(value: Any) -> int | None:
+    """Returns the class that a label spells, as one of NLI_LABELS or as an integer; else None."""
+    return NLI_LABELS.get(str(value).strip().lower(), parse_whole_number(value))
 
 
 def text_hash(text: str | None) -> tuple[int, int]:
-    """64 stable bits of a text without the white space around it, as two halves; zeros for None."""
+    """Hashes a text, without the white space around it, to two 32-bit halves; zeros for None."""
     if text is None:
         return 0, 0
     digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
@@ -89,9 +94,10 @@ def text_hash(text: str | None) -> tuple[int, int]:
 
 
 def normal_form(text: str) -> str:
-    """The text after Unicode NFKC and with single blanks.
+    """Returns the text after Unicode NFKC and with single blanks, to compare texts.
 
-    Equal for texts that differ in nothing else.
+    >>> normal_form("a  b\\n")
+    'a b'
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -99,7 +105,7 @@ def normal_form(text: str) -> str:
 
 
 class TitledText(str):
-    """A passage: title and text, with a blank between as BEIR joins them; made by `titled`.
+    """A passage: title and text, with a blank between as BEIR joins them; made by `join_title`.
 
     Attributes:
         body: the text without its title.
@@ -116,26 +122,27 @@ class TitledText(str):
         return str(self), self.body
 
 
-def titled(title: str | None, text: str) -> str:
-    """A passage of a title and a text, of which one may be empty; a missing title is empty."""
+def join_title(title: str | None, text: str) -> str:
+    """Joins a title and a text with a blank; either may be empty.
+
+    >>> join_title("Paris", "is a city."), join_title(None, "Text.")
+    ('Paris is a city.', 'Text.')
+    """
     joined = f"{title or ''} {text}".strip()
     return TitledText(joined, text) if title and title.strip() and text.strip() else joined
 
 
 def negative_columns(record: TextRecord) -> list[str]:
-    """The names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
+    """Returns the names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
     return [name for name in record if name == "negative" or name.startswith("negative_")]
 
 
-def as_pairs(
+def rename_columns(
     records: Sequence[Mapping[str, Any]],
     columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
     carry: Sequence[str] = (),
 ) -> list[TextRecord]:
-    """Records under the names anchor, positive, negative_1, ..., whatever their own are.
-
-    Fields of `carry` stay.
-    """
+    """Renames the texts of records to anchor, positive, negative_1, ...; fields of `carry` stay."""
     named = []
     for record in records:
         anchor, positive, *negatives = columns(record)
@@ -152,19 +159,20 @@ def as_pairs(
 def split_pairs(
     records: Sequence[TextRecord], holdout: float, seed: int = 0
 ) -> dict[str, list[TextRecord]]:
-    """Splits pairs so that no text stands on two sides, be it an anchor here and a positive there.
+    """Splits pairs so that no text is in two splits, neither as anchor nor as positive.
 
-    Pairs that share a text, directly or through others, stay together; such a family goes to
+    Pairs that share a text, directly or through others, stay together. Such a family goes to
     validation or test, each with probability `holdout`, by a hash of its smallest text and the
-    seed: independent of the order of the records. A training negative that is a held-out positive
-    is taken out.
+    seed; so the split does not depend on the order of the records. A training negative that is a
+    held-out positive is removed.
 
     Args:
-        records: with "anchor" and "positive".
-        holdout: share of the families for validation, and the same again for test; below 0.5.
+        records: records with "anchor" and "positive".
+        holdout: the share of the families for validation, and the same again for test; below 0.5.
+        seed: the seed of the split.
 
     Raises:
-        InputError: if a side would be empty.
+        InputError: a split would be empty.
     """
     parent: dict[str, str] = {}
 
@@ -206,13 +214,16 @@ def split_pairs(
 
 
 def retrieval_task(records: Sequence[TextRecord], others: Sequence[str] = ()) -> SearchTask:
-    """A retrieval task whose queries are the anchors and whose relevant documents are their positives.
+    """Makes a retrieval task: queries are the anchors, relevant documents their positives.
 
     Equal texts are one query or one document; so is a positive and the same text with a title.
 
+    >>> retrieval_task([{"anchor": "a", "positive": "b"}], ["c"])
+    ({'d0': 'b', 'd1': 'c'}, {'q0': 'a'}, {'q0': {'d0': 1}})
+
     Args:
         records: the held-out pairs.
-        others: further documents to search among.
+        others: more documents to search among.
 
     Returns:
         corpus {id: text}, queries {id: text}, relevance judgements {query id: {document id: 1}}.
@@ -236,7 +247,7 @@ def retrieval_task(records: Sequence[TextRecord], others: Sequence[str] = ()) ->
 
 
 class CodePositions:
-    """The positions of each of the codes 0, 1, ... in an array `[n, w]`, where -1 stands for no code."""
+    """The rows that have each of the codes 0, 1, ... in an array `[n, w]`; -1 means "no code"."""
 
     def __init__(self, codes: Int[np.ndarray, "n w"]):
         rows, columns = np.nonzero(codes >= 0)
@@ -246,29 +257,32 @@ class CodePositions:
         self._ends = np.cumsum(self.sizes)
 
     def __getitem__(self, code: int) -> Int[np.ndarray, " rows"]:
-        """The rows with this code, ascending."""
+        """Returns the rows with this code, ascending."""
         if code >= len(self.sizes):
             return self._rows[:0]
         return self._rows[self._ends[code] - self.sizes[code] : self._ends[code]]
 
 
 def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
-    """Counts the ordered pairs of different rows that share anything, without listing them.
+    """Counts the ordered pairs of different rows that share a code, without listing the pairs.
 
-    By inclusion and exclusion: a set S of things that c rows have stands for c * (c - 1) ordered
-    pairs that share all of it. Summed with the sign (-1)^(|S| + 1) over all sets, a pair that
-    shares t things counts t - C(t, 2) + C(t, 3) - ... = 1 times.
+    It uses inclusion and exclusion: a set S of codes that c rows have stands for c * (c - 1)
+    ordered pairs that share all of S. Summed with the sign (-1)^(|S| + 1) over all sets, a pair
+    that shares t codes counts t - C(t, 2) + C(t, 3) - ... = 1 times.
+
+    >>> count_sharing({"text": np.array([[0, 1], [0, 2], [3, 1]])})
+    4
 
     Args:
-        codes: for each kind of thing, numbers that are equal where the things are, -1 for none;
-            "text" has two columns (different or -1 within a row), other kinds one.
+        codes: the codes of each kind, -1 for none; "text" has two columns (different or -1 within a
+            row), other kinds one.
     """
 
     def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.unique(a * (b.max(initial=0) + 1) + b, return_inverse=True)[1]
 
     def signed(size: int, rows: np.ndarray, values: np.ndarray, rest: list[np.ndarray]) -> int:
-        """The sum over sets of `size` things, `values` of `rows`, and whatever of the `rest` goes with them."""
+        """Returns the sum over sets of `size` codes (`values` of `rows`) and any of the `rest`."""
         counts = np.bincount(values)
         total = (-1) ** (size + 1) * int((counts * (counts - 1)).sum()) if size else 0
         for place, further_text in enumerate(rest):

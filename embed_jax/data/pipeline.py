@@ -1,4 +1,4 @@
-"""Records to training batches: tokenised, packed, shared among hosts.
+"""Makes training batches of records: tokenised, packed, and shared among hosts.
 
 A batch is a function of its step.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt32, UInt64
 
 from embed_jax.data.order import Order
 from embed_jax.data.pack import RowsError, pack_batch, round_rows
-from embed_jax.data.pairs import of_record, sampled_records, text_hash
+from embed_jax.data.pairs import apply_to_record, sampled_records, text_hash
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream
 from embed_jax.data.tokenize import Tokenizer
@@ -24,23 +24,23 @@ from embed_jax.errors import InputError, require
 from embed_jax.types import Batch, Record, TokenBatch
 
 ENDLESS = 2**40  # steps
-SAMPLED_BATCHES = 8  # that advice about rows looks at
-TRAINED = ("encoder", "query")  # views of the texts that the trained encoder reads
+SAMPLED_BATCHES = 8  # batches that the advice about rows is computed from
+TRAINED = ("encoder", "query")  # views of the texts for the trained encoder
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordSource:
-    """A data set, and what of its records is trained on.
+    """A data set, and the fields of its records that are trained on.
 
     Attributes:
-        records: random access, `len` and `[index]`.
-        fields: what of a record is used: its texts, and the label, score and keys where the loss
-            needs them.
-        prompts: put before the columns' texts for the encoder; the last one is for all further
-            columns too.
-        max_length: tokens a text is cut to; 0: the tokenizer's own limit.
-        augment: `(text, column, record, step) -> text`: changes what the model sees, not what
-            counts as a duplicate.
+        records: the records, with random access: `len` and `[index]`.
+        fields: the fields of a record that are used: its texts, and the label, score and keys if
+            the loss needs them.
+        prompts: texts put before the columns' texts for the encoder; the last one is also for all
+            later columns.
+        max_length: the number of tokens that a text is cut to; 0: the tokenizer's own limit.
+        augment: `(text, column, record, step) -> text`: changes the text for the model; duplicates
+            are found by the unchanged text.
     """
 
     records: Sequence[Record]
@@ -50,9 +50,10 @@ class RecordSource:
     augment: Callable[[str, int, int, int], str] | None = None
 
     def texts(self, index: int, record: Record) -> list[str | None]:
-        """Returns a record's texts, of which anchor and positive must be there.
+        """Returns a record's texts, where missing negatives are None.
 
-        Empty negatives are None.
+        Raises:
+            InputError: the anchor or the positive is missing.
         """
         texts = list(self.fields.columns(record))
         for text in texts[:2]:
@@ -61,14 +62,13 @@ class RecordSource:
         return texts
 
 
-Example = tuple[
-    RecordSource, int, int, Record
-]  # with the numbers of the data set, and of the record in it
+# A data set, its index, a record's index in it, and the record.
+Example = tuple[RecordSource, int, int, Record]
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Makes a batch of records into tokens and hashes; see `batch_maker` for the fields."""
+    """Makes a batch of records into tokens and hashes; see `make_batch_maker` for the fields."""
 
     sources: Sequence[RecordSource]
     firsts: Sequence[int]
@@ -85,8 +85,8 @@ class BatchMaker:
     shard: tuple[int, int]
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
-        """The batch of these records, numbered over all data sets: this host's share of it."""
-        numbers = numbers[self._own(len(numbers))]
+        """Makes this host's share of the batch of these records, numbered over all data sets."""
+        numbers = numbers[self._own_share(len(numbers))]
         which = np.searchsorted(self.firsts, numbers, side="right") - 1
         places = (numbers - np.array(self.firsts)[which]).tolist()
         examples = [
@@ -95,17 +95,17 @@ class BatchMaker:
         ]
         return self._batch(examples, step)
 
-    def of_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
+    def make_from_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
         """Makes this host's share of the batch of records of the only data set.
 
         Args:
-            records: each with its number.
-            step: of the batch.
+            records: the batch's records, each with its index.
+            step: the batch's step.
         """
-        own = records[self._own(len(records))]
+        own = records[self._own_share(len(records))]
         return self._batch([(self.sources[0], 0, number, record) for number, record in own], step)
 
-    def _own(self, size: int) -> slice:
+    def _own_share(self, size: int) -> slice:
         host, hosts = self.shard
         return slice(host * size // hosts, (host + 1) * size // hosts)
 
@@ -117,7 +117,7 @@ class BatchMaker:
         )  # [B, C, 2]
         present = np.array([[text is not None for text in row] for row in rows])
         rows = [
-            _augmented(row, source, index, step)
+            _augment_row(row, source, index, step)
             for row, (source, _, index, _) in zip(rows, examples, strict=True)
         ]
         views: dict[str, TokenBatch] = {}
@@ -126,14 +126,14 @@ class BatchMaker:
         for name in sorted(self.tokenizers[0], key=lambda name: name != "encoder"):
             views[name], order = self._pack(rows, which, name, order)
 
-        def dealt(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
-            """A field of all records, in the order of the batch; None if no data set has it."""
+        def collect_field(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
+            """Reads a field of all records, in the batch's order; None if no data set has it."""
             if all(getattr(source.fields, name) is None for source in self.sources):
                 return None
             values = np.zeros((len(examples), size) if size else len(examples), dtype)
             for place, (source, _, index, record) in enumerate(examples):
                 if function := getattr(source.fields, name):
-                    value = of_record(function, record, index)
+                    value = apply_to_record(function, record, index)
                     values[(place, slice(len(value))) if size else place] = value
             return values[order]
 
@@ -145,8 +145,8 @@ class BatchMaker:
             keys=None if not self.num_keys else self._keys(examples)[order],
             dataset=which.astype(np.int32)[order] if len(self.sources) > 1 else None,
             teacher=self._teacher(examples, order),
-            label=dealt("label", np.int32),
-            score=dealt("score", np.float32, self.num_scores),
+            label=collect_field("label", np.int32),
+            score=collect_field("score", np.float32, self.num_scores),
         )
 
     def _texts(self, source: RecordSource, index: int, record: Record) -> list[str | None]:
@@ -158,25 +158,22 @@ class BatchMaker:
         return texts + [None] * (self.num_columns - len(texts))
 
     def _teacher(self, examples: Sequence[Example], order: np.ndarray) -> np.ndarray | None:
-        """Reads the teacher's embeddings [G, E, C, T] in the order of the batch.
-
-        None without a file of them.
-        """
+        """Reads the teacher's embeddings [G, E, C, T] in the batch's order; None if unused."""
         if not self.teacher_size:
             return None
         values = np.zeros((len(examples), self.num_columns, self.teacher_size), np.float32)
         for index, (source, _, number, record) in enumerate(examples):
             if source.fields.teacher:
-                vectors = of_record(source.fields.teacher, record, number)
+                vectors = apply_to_record(source.fields.teacher, record, number)
                 values[index, : len(vectors)] = vectors
         return values[order]
 
     def _keys(self, examples: Sequence[Example]) -> UInt32[np.ndarray, "B L 2"]:
-        """Hashes of ids and groups, which mean something within their data set only."""
+        """Returns hashes of ids and groups, which differ between data sets."""
         hashes = np.zeros((len(examples), self.num_keys, 2), np.uint32)
         for place, (source, number, index, record) in enumerate(examples):
             if source.fields.keys:
-                keys = of_record(source.fields.keys, record, index)
+                keys = apply_to_record(source.fields.keys, record, index)
                 hashes[place, : len(keys)] = [key_hash(key, number) for key in keys]
         return hashes
 
@@ -218,7 +215,9 @@ class BatchMaker:
         except RowsError as error:
             texts = len(columns) * len(rows) // self.groups  # of a group
             enough = -(-texts // (row_length // longest))
-            unset = "" if self.shard[1] > 1 else ", and with 0 each batch takes what it needs"
+            unset = (
+                "" if self.shard[1] > 1 else ", and with 0 each batch has the rows that it needs"
+            )
             raise InputError(
                 f"config.batch.rows: a batch needs {error.needed} rows a group, found {self.rows}; "
                 f"{enough} hold any batch{unset}"
@@ -226,11 +225,11 @@ class BatchMaker:
 
 
 def training_batches(make: BatchMaker, order: Order) -> Any:
-    """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (order, step).
+    """Returns an endless grain MapDataset whose element `[step]` is the batch of that step.
 
     Args:
-        make: see `batch_maker`.
-        order: which records a batch has, numbered over all data sets; see `order.make_order`.
+        make: see `make_batch_maker`.
+        order: the records of each batch, numbered over all data sets; see `order.make_order`.
     """
     require("grain")
     import grain
@@ -238,7 +237,7 @@ def training_batches(make: BatchMaker, order: Order) -> Any:
     return grain.MapDataset.range(ENDLESS).map(lambda step: make(order[step], step))
 
 
-def batch_maker(
+def make_batch_maker(
     sources: Sequence[RecordSource],
     *,
     tokenizers: Mapping[str, Tokenizer],
@@ -253,24 +252,24 @@ def batch_maker(
     """Returns a function that makes batches of records.
 
     Args:
-        sources: the data sets; with more than one, batches tell which one an example is from.
-        tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the
-            dealing to groups. With "query", its own tower, that one packs the first column and
-            "encoder" the others. Others see the same texts without prompts, in rows as long as
-            their own limit if that is longer.
+        sources: the data sets; with more than one, batches record which one an example is from.
+        tokenizers: tokenizers by name; "encoder" is the trained model's, whose token counts decide
+            the dealing to groups. If there is "query", the tokenizer of a tower for queries, it
+            packs the first column and "encoder" the others. Other tokenizers get the same texts
+            without prompts, in rows as long as their own limit if that is longer.
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
         row_length: T, slots of a packed row of the encoder.
-        rows: R, rows of a group; None takes as few as the batch needs. Several hosts need it set.
+        rows: R, rows of a group; None: as few as the batch needs. It must be set for several hosts.
         include_prompt: whether the prompts' tokens count towards pooling.
-        shard: this host's number and how many hosts there are. A host reads only its part of each
-            batch, and gets `G / hosts` groups of it.
-        shares: how many contiguous parts a batch has, each dealt to its own `G / shares` groups; 0:
-            one a host. With `rows` set, the batches depend on this number and not on the number of
-            hosts.
+        shard: this host's index and the number of hosts. A host reads only its part of each batch,
+            and gets `G / hosts` groups of it.
+        shares: the number of contiguous parts of a batch, each dealt to its own `G / shares`
+            groups; 0: one for each host. With `rows` set, the batches depend on this number and not
+            on the number of hosts.
 
     Raises:
-        InputError: sizes that do not divide, an option out of place; in a batch, a record that
+        InputError: sizes do not divide each other, or an option does not fit; in a batch, a record
             lacks a text or has another number of scores or keys than the first of its data set.
     """
     hosts = shard[1]
@@ -303,15 +302,15 @@ def batch_maker(
             f"row length {row_length} is too short for texts of {longest} tokens (tokenizer "
             "'encoder')"
         )
-    num_columns = max(most_texts(source) for source in sources)
+    num_columns = max(count_columns(source) for source in sources)
     widest = max(_width(source.fields.score, source) for source in sources)
     checked = [
         dataclasses.replace(
             source,
             fields=dataclasses.replace(
                 source.fields,
-                score=_as_many(source.fields.score, source, "scores"),
-                keys=_as_many(source.fields.keys, source, "keys"),
+                score=_check_width(source.fields.score, source, "scores"),
+                keys=_check_width(source.fields.keys, source, "keys"),
             ),
         )
         for source in sources
@@ -321,9 +320,8 @@ def batch_maker(
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
         num_columns=num_columns,
-        num_scores=max(widest, num_columns - 1)
-        if widest > 1
-        else widest,  # one for each candidate, or for the pair
+        # One score for each candidate, or one for the pair.
+        num_scores=max(widest, num_columns - 1) if widest > 1 else widest,
         num_keys=max(_width(source.fields.keys, source) for source in sources),
         teacher_size=_teacher_size(sources),
         groups=groups // hosts,
@@ -342,7 +340,7 @@ def batch_maker(
 
 
 def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
-    """Says which number of rows suits the data: a tenth more than evenly spread batches need."""
+    """Advises a number of rows for the data: a tenth more than evenly spread batches need."""
     host, hosts = maker.shard
     whole = dataclasses.replace(
         maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
@@ -363,21 +361,22 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
     return f"set it, for these data to {round_rows(-(-needed * 11 // 10))}"
 
 
-def most_texts(source: RecordSource) -> int:
-    """Returns the largest number of texts of a record, among the records that are looked at."""
+def count_columns(source: RecordSource) -> int:
+    """Returns the largest number of texts of a record, among `sampled_records`."""
     return max(len(source.fields.columns(record)) for _, record in sampled_records(source.records))
 
 
-def things_of(sources: Sequence[RecordSource]) -> UInt64[np.ndarray, "records w"]:
-    """64-bit hashes of what makes two records duplicates: their texts, ids and groups; 0 for none.
+def hash_duplicates(sources: Sequence[RecordSource]) -> UInt64[np.ndarray, "records w"]:
+    """Returns 64-bit hashes of everything that makes two records duplicates; 0 for no value.
 
-    Records are numbered over all data sets. Every record is read once.
+    These are a record's texts, ids and groups. Records are numbered over all data sets. Every
+    record is read once.
     """
     rows = []
     for number, source in enumerate(sources):
         for index in range(len(source.records)):
             record = source.records[index]
-            keys = of_record(source.fields.keys, record, index) if source.fields.keys else ()
+            keys = apply_to_record(source.fields.keys, record, index) if source.fields.keys else ()
             halves = [text_hash(text) for text in source.texts(index, record)]
             halves += [key_hash(key, number) for key in keys]
             rows.append([(high << 32) | low for low, high in halves])
@@ -395,12 +394,14 @@ def prefetch(
     num_threads: int = 2,
     buffer: int = 4,
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from `start` up to `num_steps`, in order, made ahead of the consumer by threads.
+    """Yields (step, batch) in order, made by threads ahead of the consumer.
 
     Args:
-        batches: of `training_batches`.
-        num_steps: where to stop; None never does.
-        buffer: how many batches are made ahead.
+        batches: the result of `training_batches`.
+        start: the first step.
+        num_steps: the step before which it ends; None: never.
+        num_threads: the number of threads that make batches.
+        buffer: the number of batches that are made ahead.
     """
     require("grain")
     import grain
@@ -416,10 +417,10 @@ def prefetch(
 def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
     """Returns everything that the content and order of the batches depend on, beside the config.
 
-    By it a resumed run refuses other data.
+    A resumed run compares it, and refuses other data.
 
     Args:
-        sources: the data sets by name; of fields that are None nothing is asked.
+        sources: the data sets by name; fields that are None are left out.
     """
     fingerprint: dict[str, Any] = {}
     for name, source in sources.items():
@@ -430,7 +431,7 @@ def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
                 if function := getattr(source.fields, field):
                     digest.update(repr(function(record)).encode())
             if source.fields.teacher:
-                teacher.update(of_record(source.fields.teacher, record, index).tobytes())
+                teacher.update(apply_to_record(source.fields.teacher, record, index).tobytes())
         fingerprint[name] = {"records": len(source.records), "texts": digest.hexdigest()}
         if source.fields.teacher:
             fingerprint[name]["teacher_vectors"] = teacher.hexdigest()
@@ -440,11 +441,11 @@ def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
 
 
 def key_hash(key: str | None, source: int = 0) -> tuple[int, int]:
-    """64 bits of an id or group; those of different data sets differ."""
+    """Hashes an id or group to two 32-bit halves, which differ between data sets."""
     return text_hash((f"{source}:{key}" if source else key) if key and key.strip() else None)
 
 
-def _augmented(
+def _augment_row(
     row: list[str | None], source: RecordSource, index: int, step: int
 ) -> list[str | None]:
     if source.augment is None:
@@ -453,16 +454,17 @@ def _augmented(
 
 
 def _width(function: Callable[[Record], Sequence] | None, source: RecordSource) -> int:
-    return len(of_record(function, source.records[0], 0)) if function else 0
+    return len(apply_to_record(function, source.records[0], 0)) if function else 0
 
 
 def _teacher_size(sources: Sequence[RecordSource]) -> int:
     """Returns T, the size of the teacher's embeddings; 0 if no data set has any.
 
-    Data sets with embeddings have them of one size.
+    Raises:
+        InputError: the sizes of data sets differ.
     """
     sizes = [
-        of_record(source.fields.teacher, source.records[0], 0).shape[-1]
+        apply_to_record(source.fields.teacher, source.records[0], 0).shape[-1]
         for source in sources
         if source.fields.teacher
     ]
@@ -474,10 +476,10 @@ def _teacher_size(sources: Sequence[RecordSource]) -> int:
     return sizes[0] if sizes else 0
 
 
-def _as_many(
+def _check_width(
     function: Callable[[Record], Sequence] | None, source: RecordSource, what: str
 ) -> Callable[[Record], Sequence] | None:
-    """The function, which refuses a record with another number of values than the first."""
+    """Wraps a function so that it refuses a record with another number of values than the first."""
     if function is None:
         return None
     size = _width(function, source)

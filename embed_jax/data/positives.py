@@ -1,9 +1,7 @@
-"""Pairs from what people left behind.
+"""Makes pairs from logs of clicks, groups of texts such as duplicates, and candidate paraphrases.
 
-Clicks on search results, resolved duplicates, candidate paraphrases.
-
-What does not become a pair is handed to a function `drop(reason, row)`; what cannot be read is an
-error with its place.
+Rows that do not become a pair are passed to a function `drop(reason, row)`; rows that cannot be
+read are errors with file and line.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from jaxtyping import Float
 
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.records import is_missing
-from embed_jax.data.sources.files import file_format, finite, iter_rows
+from embed_jax.data.sources.files import file_format, iter_rows, parse_number
 from embed_jax.errors import InputError, RunError
 from embed_jax.types import Record
 
@@ -33,29 +31,31 @@ PairScorer = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
 def click_pairs(
     log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top: int = 0
 ) -> list[PositivePair]:
-    """The pairs of a query and a document that was clicked for it.
+    """Makes pairs of a query and a document that was clicked for it.
 
     A pair has the document's id as `id` and a hash of the query as `group`: neither two documents
     clicked for one query nor two queries that led to one document are each other's negatives.
 
     Args:
-        log: rows `query doc_id clicks`; clicks for the same query and document are added up.
-        corpus: rows `_id text`, or `id text`, and optionally `title`, which goes before the text.
-        drop: gets rows of too few clicks, those beyond `top`, and those whose texts are a pair
-            already or equal.
-        min_clicks: how many a pair needs.
-        top: keep this many documents of a query, those of the most clicks and of equals the first; 0:
-            all.
+        log: a file with rows `query doc_id clicks`; clicks for the same query and document are
+            added up.
+        corpus: a file with rows `_id text`, or `id text`, and optionally `title`, which is put
+            before the text.
+        drop: gets rows with too few clicks, those beyond `top`, and those whose texts are equal or
+            already a pair.
+        min_clicks: the least number of clicks of a pair.
+        top: the number of documents of a query that are kept, those with the most clicks (of equals
+            the first ones); 0: all.
 
     Raises:
-        InputError: with file and line, for a field that is missing or empty, a number of clicks
-            that is none, a document that the corpus lacks, has twice or has without a text; without
-            any pair left.
+        InputError: with file and line: a field is missing or empty, a number of clicks is not a
+            whole number, or the corpus lacks a document, has it twice or has it without text; or no
+            pair is left.
     """
     clicks: dict[str, dict[str, int]] = {}
     named: dict[str, int] = {}  # line where a document is first named
     for line, record in _rows(log, ("query",), ("doc_id", "clicks")):
-        number_of_clicks = finite(record["clicks"], f"{log}:{line}: clicks")
+        number_of_clicks = parse_number(record["clicks"], f"{log}:{line}: clicks")
         if number_of_clicks < 0 or number_of_clicks != int(number_of_clicks):
             raise InputError(
                 f"{log}:{line}: clicks: expected an integer from 0 up, found {record['clicks']!r}"
@@ -72,9 +72,8 @@ def click_pairs(
     most = max(max(of_query.values()) for of_query in clicks.values())
     for query, of_query in clicks.items():
         enough = []
-        for document, count in sorted(
-            of_query.items(), key=lambda item: -item[1]
-        ):  # stable: of equals the first
+        # The sort is stable: of documents with equal clicks the first comes first.
+        for document, count in sorted(of_query.items(), key=lambda item: -item[1]):
             row = {"query": query, "doc_id": document, "clicks": count}
             if count < min_clicks:
                 drop("too few clicks", row)
@@ -93,7 +92,7 @@ def click_pairs(
             f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} "
             f"clicks or more, the most is {most}"
         )
-    return _distinct(positive_pairs, drop, log)
+    return _drop_repeated(positive_pairs, drop, log)
 
 
 def group_pairs(
@@ -105,21 +104,24 @@ def group_pairs(
     max_per_group: int = 10,
     seed: int = 0,
 ) -> list[PositivePair]:
-    """Pairs of texts of the same group; each has it as `group`, and so none is another's negative.
+    """Makes pairs of texts of the same group; `group` says so, and none is another's negative.
 
-    The texts of a group stand on a ring, in an order that depends on the seed and on nothing else.
-    Pairs are taken of neighbours first, then of texts two apart, and so on: all pairs of a small
-    group; of a large one at most `max_per_group`, in which the texts occur about equally often and
-    which are linked by shared texts, so that a split by texts never separates them.
+    The texts of a group are placed on a ring, in an order that depends on the seed only. Pairs are
+    made of neighbours first, then of texts two apart, and so on: all pairs of a small group, at
+    most `max_per_group` of a large one. In these the texts occur about equally often, and they are
+    linked by shared texts, so that a split by texts never separates them.
 
     Args:
-        path: rows of a text and a group.
-        drop: gets groups of a single text, texts that stand twice in their group, and texts that
-            come into no pair for `max_per_group`.
-        max_per_group: 0: all pairs.
+        path: a file with rows of a text and a group.
+        drop: gets groups of a single text, texts that are in their group twice, and texts that are
+            in no pair because of `max_per_group`.
+        text_field: the field of the text.
+        group_field: the field of the group.
+        max_per_group: the most pairs of a group; 0: all pairs.
+        seed: the seed of the order on the ring.
 
     Raises:
-        InputError: with file and line, for a field that is missing or empty; without any pair left.
+        InputError: with file and line: a field is missing or empty; or no pair is left.
     """
     groups: dict[str, list[str]] = {}
     for _, record in _rows(path, (text_field,), (group_field,)):
@@ -128,7 +130,7 @@ def group_pairs(
     pairs: list[PositivePair] = []
     for group, texts in groups.items():
         distinct = list(dict.fromkeys(texts))
-        for text in _repeated(texts):
+        for text in _find_repeated(texts):
             drop("twice in its group", {"text": text, "group": group})
         if len(distinct) < 2:
             drop("single text of its group", {"text": distinct[0], "group": group})
@@ -151,25 +153,25 @@ def group_pairs(
 def paraphrase_pairs(
     path: Path, score: PairScorer, threshold: float, drop: Drop
 ) -> list[PositivePair]:
-    """The candidate paraphrases that a scorer accepts.
+    """Returns the candidate paraphrases that a scorer accepts.
 
     Args:
-        path: rows `sentence1 sentence2`.
-        score: the scores of n pairs from their first and their second texts; sees up to `BLOCK` at
-            a time.
-        threshold: what a pair needs at least.
-        drop: gets pairs of equal texts, those that stand twice in either order, and those below the
+        path: a file with rows `sentence1 sentence2`.
+        score: computes the scores of n pairs from their first and their second texts; it gets up to
+            `BLOCK` pairs at a time.
+        threshold: the least score of a pair.
+        drop: gets pairs of equal texts, repeated ones in either order, and those below the
             threshold.
 
     Raises:
-        InputError: with file and line, for a field that is missing or empty; without any pair left.
-        RunError: for a score that is no finite number.
+        InputError: with file and line: a field is missing or empty; or no pair is left.
+        RunError: a score is not finite.
     """
     named = [
         {"anchor": record["sentence1"].strip(), "positive": record["sentence2"].strip()}
         for _, record in _rows(path, ("sentence1", "sentence2"), ())
     ]
-    pairs = _distinct(named, drop, path, ordered=False)
+    pairs = _drop_repeated(named, drop, path, ordered=False)
     positive_pairs: list[PositivePair] = []
     best = -np.inf
     for start in range(0, len(pairs), BLOCK):
@@ -199,18 +201,18 @@ def paraphrase_pairs(
 def _rows(
     path: Path, texts: Sequence[str], keys: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of a JSONL, TSV or CSV file.
+    """Yields (line, record) of a JSONL, TSV or CSV file.
 
-    Texts are strings, keys strings or numbers, none is empty.
+    The fields `texts` are checked to be strings, `keys` to be strings or numbers, and none to be
+    empty.
     """
     line = 0
     for line, record in iter_rows(path):
         for name in (*texts, *keys):
             value = record.get(name)
             if is_missing(value):
-                where = (
-                    line if file_format(path) == ".jsonl" else 1
-                )  # a table's fields are those of its header
+                # A table's fields are those of its header.
+                where = line if file_format(path) == ".jsonl" else 1
                 accepted = ", ".join((*texts, *keys))
                 field_names = ", ".join(record) or "none"
                 raise InputError(
@@ -231,7 +233,7 @@ def _rows(
 
 
 def _documents(path: Path, ids: Mapping[str, Any]) -> dict[str, str]:
-    """{id: title and text} of the wanted documents of a corpus."""
+    """Reads the documents of a corpus that have one of these ids, as {id: title and text}."""
     documents: dict[str, str] = {}
     line = 0
     for line, record in iter_rows(path):
@@ -267,13 +269,10 @@ def _key(value: Any) -> str:
     return str(value).strip()
 
 
-def _distinct(
+def _drop_repeated(
     pairs: Sequence[PositivePair], drop: Drop, path: Path, *, ordered: bool = True
 ) -> list[PositivePair]:
-    """The pairs without those of equal texts and without repetitions.
-
-    Unordered, (b, a) repeats (a, b).
-    """
+    """Drops pairs of equal texts and repeated ones; if unordered, (b, a) repeats (a, b)."""
     positive_pairs: list[PositivePair] = []
     seen: set[tuple[str, ...]] = set()
     for pair in pairs:
@@ -291,7 +290,7 @@ def _distinct(
     return positive_pairs
 
 
-def _repeated(texts: Sequence[str]) -> Iterator[str]:
+def _find_repeated(texts: Sequence[str]) -> Iterator[str]:
     seen: set[str] = set()
     for text in texts:
         if text in seen:
@@ -300,7 +299,7 @@ def _repeated(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _ring_pairs(size: int) -> Iterator[tuple[int, int]]:
-    """All pairs of 0, ..., size - 1, those of neighbours on the ring first."""
+    """Yields all pairs of 0, ..., size - 1, those of neighbours on the ring first."""
     for distance in range(1, size // 2 + 1):
         for first in range(size if 2 * distance < size else size // 2):
             yield first, (first + distance) % size

@@ -1,4 +1,4 @@
-"""One meaning for a record, whatever it was read from: a file, the hub, TFDS, or objects of Python.
+"""Rules by which a record means the same from a file, the hub, TFDS or Python objects.
 
 README.md beside this file has the rules as a table. A `Cleaner` applies them to the raw records of
 one data set.
@@ -22,7 +22,7 @@ from embed_jax.data.pairs import (
     PAIR_LABELS,
     SCORED_LIST,
     kind_of,
-    whole_number,
+    parse_whole_number,
 )
 from embed_jax.errors import InputError
 
@@ -33,7 +33,7 @@ VALUES = {*KEY_FIELDS, *LABEL_FIELDS, "score"}
 LISTS = {"passages": "strings", "scores": "finite numbers"}
 TEXTS = {name for kind in KINDS for name in kind} - LISTS.keys()
 KNOWN = TEXTS | VALUES | LISTS.keys() | {"negative", "negatives", "title"}
-NO_GOLD_LABEL = ("-1", "-")  # the annotators did not agree: as data sets say it, and SNLI's files
+NO_GOLD_LABEL = ("-1", "-")  # the annotators did not agree: in data sets, and in SNLI's files
 NO_LABEL = "no gold label (-1 or '-')"
 BOOLEANS = {"false": 0, "true": 1}
 
@@ -44,10 +44,10 @@ class Cleaner:
 
     Attributes:
         columns: names of the columns that are the anchor, the positive and the negatives (or the
-            only text), for data that name them in their own way; none: one of KINDS.
-        class_names: of a field with integers, what 0, 1, ... mean; from the data set.
+            only text), for data with other names than KINDS; empty: one of KINDS.
+        class_names: the meaning of 0, 1, ... in a field of integers; from the data set.
         required: the fields that each record must have; set by the first record.
-        left_out: how many records were left out, by reason.
+        left_out: the number of records that were left out, by reason.
     """
 
     columns: Sequence[str] = ()
@@ -60,22 +60,22 @@ class Cleaner:
 
         Args:
             raw: the record as it was read.
-            where: "FILE:LINE" or the like, for errors.
-            header: where the fields are named, if elsewhere.
+            where: the record's place for errors, such as "FILE:LINE".
+            header: the place where the fields are named, if it is another one.
 
         Returns:
-            The record with the known fields that it has a value for, or None if it is left out.
+            The known fields for which the record has a value, or None if it is left out.
 
         Raises:
-            InputError: for a field that is not there, or a value that is none for its field.
+            InputError: a field is missing, or a value is not valid for its field.
         """
-        record = self._named(raw, header or where)
+        record = self._rename_fields(raw, header or where)
         self.required = self.required or kind_of(record)
         check_required_fields(record, self.required, header or where)
         field = find_name("label", self.class_names)
         if field is not None and not is_missing(record.get("label")):
             name = _class_name(record["label"], self.class_names[field], f"{where}: label")
-            # Of a single text the number is as good as the name, and the same as in other readers.
+            # For a single text the number serves as well as the name; other readers give it too.
             if len(self.required) == 2:
                 record["label"] = name
             elif name == "-1":
@@ -98,13 +98,13 @@ class Cleaner:
         }
 
     def report(self, total: int) -> str:
-        """Says how many of the records were left out, and why; "" for none."""
+        """Returns a sentence on how many records were left out, and why; "" if none were."""
         count = sum(self.left_out.values())
         reasons = ", ".join(f"{number} with {reason}" for reason, number in self.left_out.items())
         return f"{count} of {total} records are left out: {reasons}" if count else ""
 
-    def _named(self, raw: Mapping[str, Any], where: str) -> RawRecord:
-        """The record under our names."""
+    def _rename_fields(self, raw: Mapping[str, Any], where: str) -> RawRecord:
+        """Returns the record with our names of fields."""
         if not self.columns:
             return {_known_name(name, raw): value for name, value in raw.items()}
         record = {
@@ -120,14 +120,18 @@ class Cleaner:
 
 
 def usual_names(count: int) -> tuple[str, ...]:
-    """The names of that many texts of a record: text; or anchor, positive, negative_1, ..."""
+    """Returns the names of `count` texts of a record.
+
+    >>> usual_names(1), usual_names(3)
+    (('text',), ('anchor', 'positive', 'negative_1'))
+    """
     if count == 1:
         return ("text",)
     return ("anchor", "positive", *(f"negative_{index}" for index in range(1, count - 1)))
 
 
 def find_name(name: str, record: Mapping[str, Any]) -> str | None:
-    """The field of a record that a name means: the same, or the first that differs in case only."""
+    """Finds the field of this name in a record, or else the first that differs in case only."""
     if name in record:
         return name
     folded = name.strip().lower()
@@ -135,18 +139,18 @@ def find_name(name: str, record: Mapping[str, Any]) -> str | None:
 
 
 def _known_name(name: str, record: Mapping[str, Any]) -> str:
-    """The field's name without regard to case, if that is a name of ours and not there already."""
+    """Returns our name of a field, regardless of case, unless the record has that field already."""
     folded = str(name).strip().lower()
     known = folded in KNOWN or folded.startswith("negative_")
     return folded if known and (folded == name or folded not in record) else name
 
 
 def check_required_fields(record: Mapping[str, Any], required: Sequence[str], where: str) -> None:
-    """Checks that a record has the fields, of which there is at least one.
+    """Checks that a record has the required fields, and that there are any.
 
     Raises:
-        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with what was found and is
-            accepted.
+        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with the fields that were
+            found and those that are accepted.
     """
     missing = [name for name in required if name not in record]
     if missing or not required:
@@ -160,38 +164,41 @@ def check_required_fields(record: Mapping[str, Any], required: Sequence[str], wh
 
 
 def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -> RawRecord:
-    """The record without missing values, and each value of its field's type.
+    """Returns the record without missing values, and with each value in its field's type.
 
-    Texts are strings, ids and groups too; a score is a float, a label an integer or a name (None:
-    said to have none); negatives are single strings that are not blank. Other fields stay if they
-    are strings.
+    Texts, ids and groups are strings; a score is a float, a label an integer or a name (None for
+    "no gold label"); negatives are single strings that are not blank. Other fields stay if they are
+    strings.
+
+    >>> clean_record({"anchor": "a", "positive": "b", "negatives": '["c"]', "id": 7.0}, "line 1")
+    {'anchor': 'a', 'positive': 'b', 'id': '7', 'negative_1': 'c'}
 
     Args:
         raw: the record as it was read.
-        where: its place, for errors.
-        kind: which of KINDS it is; none: told by its fields.
+        where: the record's place, for errors.
+        kind: one of KINDS; empty: found by the record's fields.
 
     Raises:
-        InputError: "WHERE: field ..." for a value that is none for its field.
+        InputError: "WHERE: field ...": a value is not valid for its field.
     """
     kind = tuple(kind) or kind_of(raw)
     lists = LISTS if kind == SCORED_LIST else {}
     record: RawRecord = {}
     negatives: list[str] = []
     for name, value in raw.items():
-        value = plain(value)
+        value = to_python(value)
         if is_missing(value):
             continue
         if name in lists or name == "negatives":
             if isinstance(value, str) and not value.strip():
                 continue
-            items = json_list(value, name, where)
+            items = parse_list(value, name, where)
             if name in lists:
                 record[name] = items
             else:
                 negatives = [item for item in items if item.strip()]
         elif name == "score":
-            score = number_or_missing(value, f"{where}: {name}")
+            score = clean_number(value, f"{where}: {name}")
             if score is not None:
                 record[name] = score
         elif name in LABEL_FIELDS:
@@ -199,7 +206,7 @@ def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -
                 continue
             record[name] = clean_label(value, f"{where}: {name}", label_names(kind))
         elif name in KEY_FIELDS:
-            key = key_text(value, f"{where}: {name}")
+            key = clean_key(value, f"{where}: {name}")
             if key.strip():
                 record[name] = key
         elif isinstance(value, str):
@@ -221,14 +228,14 @@ def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -
 
 
 def is_missing(value: Any) -> bool:
-    """Tells if a value stands for none: None, NaN, or what pandas has for them."""
+    """Tells whether a value is missing: None, NaN, or pandas' NA and NaT."""
     if value is None or isinstance(value, float | np.floating) and math.isnan(value):
         return True
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def plain(value: Any) -> Any:
-    """A scalar or an array of numpy as Python's own; a tuple as a list."""
+def to_python(value: Any) -> Any:
+    """Converts scalars and arrays of NumPy to Python's types, and tuples to lists."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -237,16 +244,16 @@ def plain(value: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """A value's type and itself, cut short, for errors."""
+    """Returns a value's type and its first 60 characters, for errors."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuses half a surrogate pair, which no encoding has.
+    """Checks that a text has no half of a surrogate pair, which no encoding can express.
 
     Raises:
-        InputError: "WHERE: character 3 is half a surrogate pair ..."
+        InputError: "WHERE: character 3 is half of a surrogate pair ..."
     """
     if text.isascii():
         return
@@ -259,13 +266,13 @@ def check_text(text: str, where: str) -> None:
         ) from None
 
 
-def key_text(value: Any, where: str) -> str:
-    """An id or group as text; whole numbers without a decimal point.
+def clean_key(value: Any, where: str) -> str:
+    """Returns an id or group as text; whole numbers have no decimal point.
 
     Raises:
-        InputError: if it is neither a string nor a number.
+        InputError: the value is neither a string nor a number.
     """
-    value = plain(value)
+    value = to_python(value)
     if isinstance(value, str):
         check_text(value, where)
         return value
@@ -274,8 +281,8 @@ def key_text(value: Any, where: str) -> str:
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
-def number_or_missing(value: Any, where: str) -> float | None:
-    """The finite number that a value is or spells; None for blank and NaN.
+def clean_number(value: Any, where: str) -> float | None:
+    """Returns the finite number that a value is or spells; None for blanks and NaN.
 
     Raises:
         InputError: "WHERE: expected a finite number, found ..."
@@ -298,9 +305,9 @@ def number_or_missing(value: Any, where: str) -> float | None:
 
 
 def label_names(kind: Sequence[str]) -> Mapping[str, int] | None:
-    """The names of labels that mean something for two texts of this kind.
+    """Returns the names of labels, with their numbers, that are valid for this kind of record.
 
-    None for a single text: any name does.
+    It is None for a single text, whose label may have any name.
     """
     if len(kind) != 2:
         return None
@@ -308,25 +315,29 @@ def label_names(kind: Sequence[str]) -> Mapping[str, int] | None:
 
 
 def clean_label(value: Any, where: str, names: Mapping[str, int] | None) -> int | str | None:
-    """A label: an integer, or a name.
+    """Returns a label as an integer or a name.
 
-    Of two texts always an integer, None where it is said to have none.
+    The label of two texts is always an integer, or None for "no gold label". True is 1 and False is
+    0, also as text.
 
-    True is 1 and False 0, also as text.
+    >>> clean_label("entailment", "line 1", NLI_LABELS), clean_label(" sport", "line 2", None)
+    (0, 'sport')
 
     Args:
+        value: the label as it was read.
+        where: the label's place, for errors.
         names: see `label_names`.
 
     Raises:
-        InputError: for another type, and a name or number of two texts that means nothing.
+        InputError: the value is of another type, or an unknown label of two texts.
     """
-    value = plain(value)
+    value = to_python(value)
     if not isinstance(value, str | int | float):
         raise InputError(f"{where}: expected a string or a number, found {describe(value)}")
     if isinstance(value, str):
         check_text(value, where)
         value = BOOLEANS.get(value.strip().lower(), value.strip())
-    number = whole_number(value)
+    number = parse_whole_number(value)
     if names is None:
         return str(value) if number is None else number
     if number == -1 or value in NO_GOLD_LABEL:
@@ -339,10 +350,10 @@ def clean_label(value: Any, where: str, names: Mapping[str, int] | None) -> int 
     return number
 
 
-def json_list(value: Any, name: str, where: str) -> list[Any]:
-    """A list of strings or, called `scores`, of finite numbers; in a table it is JSON text.
+def parse_list(value: Any, name: str, where: str) -> list[Any]:
+    """Reads a list of strings, or of finite numbers for `scores`; in a table it is JSON text.
 
-    Negatives that are missing are left out; of other lists every item is needed.
+    Missing negatives are left out; other lists need every item.
 
     Raises:
         InputError: "WHERE: field ... must be a JSON list of ..."
@@ -354,7 +365,7 @@ def json_list(value: Any, name: str, where: str) -> list[Any]:
         except (ValueError, RecursionError):
             value = None
     if isinstance(value, list):
-        value = [plain(item) for item in value]
+        value = [to_python(item) for item in value]
         if name == "negatives":
             value = [item for item in value if not is_missing(item)]
     if not isinstance(value, list) or not all(_fits(item, kind) for item in value):
@@ -385,8 +396,8 @@ def _fits(item: Any, kind: str) -> bool:
 
 
 def _class_name(value: Any, names: Sequence[str], where: str) -> Any:
-    """The name of a class number; -1 is not a class."""
-    value = plain(value)
+    """Returns the name of a class number; -1 is not a class."""
+    value = to_python(value)
     if isinstance(value, str):
         return value
     if value == -1:

@@ -1,9 +1,6 @@
-"""Records that can only be read one after the other.
+"""Records that can only be read one after the other, shuffled in a seeded window.
 
-Shuffled in a seeded window, batches a function of the step.
-
-The position of a stream is the step. A resumed run passes over what was read before, without making
-anything of it.
+A batch is a function of its step. A resumed run reads and skips the records of earlier steps.
 """
 
 from __future__ import annotations
@@ -26,11 +23,11 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class RecordStream(Sequence):
-    """A stream of records. As a sequence it is its first records, by which all are judged.
+    """A stream of records; as a sequence it has only the first ones, which show its fields.
 
     Attributes:
-        open: begins to read from the start.
-        name: for messages.
+        open: starts reading from the beginning.
+        name: the name in messages.
         head: the first records.
     """
 
@@ -46,10 +43,10 @@ class RecordStream(Sequence):
 
 
 def open_stream(open: Callable[[], Iterator[Record]], name: str) -> RecordStream:
-    """A stream, its first records read.
+    """Opens a stream, and reads its first records.
 
     Raises:
-        InputError: if it is empty.
+        InputError: the stream is empty.
     """
     head = list(itertools.islice(open(), SAMPLE))
     if not head:
@@ -60,14 +57,14 @@ def open_stream(open: Callable[[], Iterator[Record]], name: str) -> RecordStream
 def stream_batches(
     stream: RecordStream, batch_size: int, *, window: int, seed: int, start: int = 0
 ) -> Iterator[list[tuple[int, Record]]]:
-    """Endless batches of (number in the stream, record), from batch `start` on.
+    """Yields endless batches of (index in the stream, record), from batch `start` on.
 
-    Each pass over the stream is shuffled anew, within windows of this many records; its last records
-    that fill no batch are left out. The order is a function of the seed, the window and the
+    Each pass over the stream is shuffled anew, within windows of this many records; its last
+    records that fill no batch are left out. The order is a function of the seed, the window and the
     records.
 
     Raises:
-        InputError: if the stream does not fill a batch.
+        InputError: the stream does not fill a batch.
     """
     epoch, skip = 0, start * batch_size
     while True:
@@ -98,8 +95,8 @@ def stream_batches(
         epoch, skip = epoch + 1, max(skip - passed // batch_size * batch_size, 0)
 
 
-def made_ahead(values: Iterable[Value], buffer: int = 4) -> Iterator[Value]:
-    """The values, made by a thread that is this many ahead; it ends with the iterator."""
+def make_ahead(values: Iterable[Value], buffer: int = 4) -> Iterator[Value]:
+    """Yields the values, made by a thread at most `buffer` ahead, which ends with the iterator."""
     made: queue.Queue = queue.Queue(buffer)
     stopped = threading.Event()
 
@@ -117,7 +114,7 @@ def made_ahead(values: Iterable[Value], buffer: int = 4) -> Iterator[Value]:
                 if stopped.is_set():
                     return
             put(("end", None))
-        except Exception as error:  # the consumer is to have it
+        except Exception as error:  # raised again in the consumer's thread
             put(("error", error))
 
     thread = threading.Thread(target=work, daemon=True)

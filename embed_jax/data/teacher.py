@@ -1,4 +1,4 @@
-"""A teacher's embeddings of a data set's texts, computed before and read from a file while training."""
+"""A teacher's embeddings of a data set's texts, which training reads from a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ ROW = "teacher_row"  # field of a record: its row in the file
 
 @dataclasses.dataclass(frozen=True)
 class TeacherVectors:
-    """A teacher's embeddings by record: a field of records, see `RecordFields.teacher`.
+    """Returns a teacher's embeddings [C, T] of a record's texts; see `RecordFields.teacher`.
 
     Attributes:
         path: the file.
-        vectors: [N, C, T], memory-mapped: of C texts a row.
-        rows: the row by a record's id; None: the record says its row, see `number_records`.
+        vectors: [N, C, T], memory-mapped: each row has the embeddings of C texts.
+        rows: the row of each record by its id; None: the record has it as a field, see
+            `number_records`.
     """
 
     path: str
@@ -58,7 +59,10 @@ class NumberedRecords(Sequence):
 
 
 def number_records(records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Returns the records with their indices as the field ROW, so that records left out later move no row."""
+    """Returns the records with their indices as the field ROW.
+
+    So a record keeps its row when others are left out later.
+    """
     if isinstance(records, list):
         return [{**record, ROW: row} for row, record in enumerate(records)]
     return NumberedRecords(records, range(len(records)))
@@ -68,14 +72,14 @@ def open_teacher_vectors(path: str, ids: str = "", num_records: int = 0) -> Teac
     """Opens a file of embeddings without reading it.
 
     Args:
-        path: a .npy file of floats, as `scripts.encode` writes it: [N, T], or [N, C, T] of records
-            of C texts.
-        ids: a text file with the id of each row, one a line; "": rows are in the order of the
+        path: a .npy file of floats, as `scripts.encode` writes it: [N, T], or [N, C, T] for records
+            with C texts.
+        ids: a text file with the id of each row, one per line; "": rows are in the order of the
             records.
-        num_records: expected number of rows where there are no ids.
+        num_records: the expected number of rows if there are no ids.
 
     Raises:
-        InputError: for files that cannot be read, of other shapes, or of another number of rows.
+        InputError: a file cannot be read, or has another shape or number of rows.
     """
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -88,7 +92,8 @@ def open_teacher_vectors(path: str, ids: str = "", num_records: int = 0) -> Teac
             f"{vectors.dtype} {list(vectors.shape)}" if hasattr(vectors, "dtype") else "others"
         )
         raise InputError(
-            f"{path}: expected floats [records, size] or [records, texts, size], found {description}"
+            f"{path}: expected floats [records, size] or [records, texts, size], "
+            f"found {description}"
         )
     vectors = vectors if vectors.ndim == 3 else vectors[:, None]
     if not ids:

@@ -1,7 +1,4 @@
-"""Texts to token ids, as sentence-transformers makes them.
-
-The model's own fast tokenizer, cut at a limit.
-"""
+"""Makes token ids of texts with the model's own fast tokenizer, like sentence-transformers."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ class TokenizedTexts:
 
     Attributes:
         ids: one int32 array per text.
-        skip: how many leading tokens of each text belong to a prompt that is left out of pooling.
-        truncated: how many texts were cut at the tokenizer's limit.
-        segments: token types, an int32 array per text; None where the tokenizer has none: all 0.
+        skip: the number of each text's leading tokens that belong to a prompt and are not pooled.
+        truncated: the number of texts that were cut at the tokenizer's limit.
+        segments: token types, an int32 array per text; None: all are 0.
     """
 
     ids: list[Int[np.ndarray, " _"]]
@@ -44,14 +41,14 @@ class Tokenizer:
     """A fast tokenizer that never changes, so that threads may share it; see `load_tokenizer`.
 
     Attributes:
-        backend: our own `tokenizers.Tokenizer`; truncation set, padding off.
-        hf: the transformers tokenizer, untouched, for saving.
-        max_length: limit in tokens, special tokens included.
+        backend: our own `tokenizers.Tokenizer`, with truncation and without padding.
+        hf: the unchanged transformers tokenizer, for saving.
+        max_length: the limit in tokens, special tokens included.
         pad_id: the padding token's id, 0 if the tokenizer has none.
-        special_tokens: whether they are put around a text; without, `save` writes tokenizer.json
-            only, which says it.
-        rows: of the model's table of token embeddings; a text with a token beyond them is refused.
-            0: not known.
+        special_tokens: whether special tokens are put around a text; if not, `save` writes only
+            tokenizer.json, which records this.
+        rows: the number of rows of the model's table of token embeddings; a text with a token
+            beyond them is refused. 0: not known.
     """
 
     backend: Any
@@ -63,26 +60,23 @@ class Tokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest token id, added tokens included.
-
-        How many rows a table for it needs.
-        """
+        """The number of rows that a table for it needs: one more than the largest token id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(
         self, texts: Sequence[str], prompt: str = "", include_prompt: bool = True
     ) -> TokenizedTexts:
-        """Token ids of `prompt + text` for each text.
+        """Tokenizes `prompt + text` for each text.
 
         Args:
             texts: any strings; an empty one gives the special tokens only.
-            prompt: put before every text.
+            prompt: a text put before every text.
             include_prompt: whether the prompt's tokens count towards pooling.
 
         Returns:
-            The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of
-            tokens of the prompt only without a special token at its end: the rule of
-            sentence-transformers.
+            The ids in the order of the texts. With `include_prompt=False`, `skip` follows the rule
+            of sentence-transformers: it is the number of tokens of the prompt by itself, without a
+            special token at its end.
         """
         _check_texts(texts)
         encodings = self._encode([prompt + text for text in texts])
@@ -93,20 +87,18 @@ class Tokenizer:
                 len(prompt_ids) > 0 and prompt_ids.ids[-1] in self.hf.all_special_ids
             )
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return TokenizedTexts(ids, skip, self._truncated(encodings))
+        return TokenizedTexts(ids, skip, self._count_truncated(encodings))
 
     def encode_pairs(
         self, queries: Sequence[str], passages: Sequence[str], prompt: str = ""
     ) -> TokenizedTexts:
-        """Token ids and types of `prompt + query` and passage as one text.
-
-        `[CLS] query [SEP] passage [SEP]` in BERT.
+        """Tokenizes `prompt + query` and passage as one text: `[CLS] query [SEP] passage [SEP]`.
 
         A pair over the limit loses tokens from the longer of its texts first.
 
         Raises:
-            InputError: for unequal lengths, a text that is no string, or a limit that leaves no
-                room for a pair.
+            InputError: there are not as many queries as passages, a text is not a string, or the
+                limit leaves no room for a pair.
         """
         if len(queries) != len(passages):
             raise InputError(
@@ -123,17 +115,17 @@ class Tokenizer:
         segments = None
         if "token_type_ids" in self.hf.model_input_names:
             segments = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
-        return TokenizedTexts(ids, 0, self._truncated(encodings), segments)
+        return TokenizedTexts(ids, 0, self._count_truncated(encodings), segments)
 
-    def for_table(self, rows: int) -> Tokenizer:
-        """The same tokenizer for a table of `rows` token embeddings.
+    def with_table(self, rows: int) -> Tokenizer:
+        """Returns the same tokenizer for a table of `rows` token embeddings.
 
-        Added tokens may lie beyond the table, as when they were added without resizing it: a text
-        that has one is refused.
+        Added tokens may be beyond the table, if they were added without resizing it: a text with
+        such a token is refused.
 
         Raises:
-            InputError: if tokens of the vocabulary itself lie beyond the table, which is another
-                model's then.
+            InputError: tokens of the vocabulary itself are beyond the table, which is then another
+                model's.
         """
         if self.vocab_size > rows:
             added = self.backend.get_added_tokens_decoder()
@@ -145,7 +137,7 @@ class Tokenizer:
         return dataclasses.replace(self, rows=rows)
 
     def cut_at(self, max_length: int) -> Tokenizer:
-        """The same tokenizer with another limit."""
+        """Returns the same tokenizer with another limit."""
         backend = type(self.backend).from_str(self.backend.to_str())
         _set_limit(backend, max_length, self.hf.truncation_side)
         return dataclasses.replace(self, backend=backend, max_length=max_length)
@@ -160,7 +152,7 @@ class Tokenizer:
     def _encode(self, texts: list[str] | list[tuple[str, str]]) -> list[Any]:
         try:
             encodings = self.backend.encode_batch_fast(texts)
-        except TypeError:  # lone surrogates, as a faulty JSON escape makes them, are no UTF-8
+        except TypeError:  # a lone surrogate, from a faulty JSON escape, is not UTF-8
             single = (
                 part for text in texts for part in ([text] if isinstance(text, str) else text)
             )
@@ -182,9 +174,9 @@ class Tokenizer:
                 f"{self.rows} rows; found in the text {where}"
             )
 
-    def _truncated(self, encodings: list[Any]) -> int:
-        # Only a text that fills the limit can have been cut: asking each for its overflow would
-        # copy it.
+    def _count_truncated(self, encodings: list[Any]) -> int:
+        # Only a text that fills the limit can have been cut; reading `overflowing` of every text
+        # would copy them.
         return sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
 
 
@@ -198,27 +190,27 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Reads the tokenizer of a model directory.
 
-    Which special tokens it puts around a text is transformers' business: the post-processor of
-    `tokenizer.json` says it, and only where that file is not there do `add_bos_token` and
-    `add_eos_token` of tokenizer_config.json.
+    Transformers decides which special tokens are put around a text: by the post-processor of
+    `tokenizer.json`, or if there is no such file, by `add_bos_token` and `add_eos_token` of
+    tokenizer_config.json.
 
     Args:
-        directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers
-            converts.
-        max_length: texts are cut at this number of tokens, special tokens included.
-        lower_case: lower-case texts first: `do_lower_case` of sentence-transformers.
-        special_tokens: put them around each text; False for static encoders.
-        append_eos: end each text with the tokenizer's end-of-text token, for last-token pooling;
-            `save` writes that down. A tokenizer that ends texts with a special token already,
-            whichever, is left as it is.
+        directory: a directory with `tokenizer.json`, or with the vocabulary in an older form that
+            transformers converts.
+        max_length: the number of tokens that texts are cut to, special tokens included.
+        lower_case: whether texts are put into lower case first (`do_lower_case` of
+            sentence-transformers).
+        special_tokens: whether special tokens are put around each text; False for static encoders.
+        append_eos: whether each text ends with the tokenizer's end-of-text token, for last-token
+            pooling; `save` records this. A tokenizer that already ends texts with any special token
+            is not changed.
 
     Raises:
-        InputError: if there is no tokenizer or it cannot be read, or it has no end-of-text token to
+        InputError: there is no tokenizer, it cannot be read, or it has no end-of-text token to
             append.
     """
     directory = Path(directory)
-    # Without this check transformers makes a tokenizer that knows the special tokens and nothing
-    # else.
+    # Without this check transformers makes a tokenizer that has only special tokens.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
         raise InputError(
             f"{directory}: no tokenizer there; one of these is needed: "
@@ -227,16 +219,13 @@ def load_tokenizer(
     from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
     try:
-        if {
-            file.name for file in directory.iterdir() if file.suffix in (".json", ".txt", ".model")
-        } == {"vocab.txt"}:
-            hf = BertTokenizerFast(
-                vocab=str(directory / "vocab.txt")
-            )  # nothing but a WordPiece vocabulary
+        suffixes = (".json", ".txt", ".model")
+        names = {file.name for file in directory.iterdir() if file.suffix in suffixes}
+        if names == {"vocab.txt"}:  # only a WordPiece vocabulary
+            hf = BertTokenizerFast(vocab=str(directory / "vocab.txt"))
         elif not special_tokens and (directory / "tokenizer.json").is_file():
-            hf = PreTrainedTokenizerFast(
-                tokenizer_file=str(directory / "tokenizer.json")
-            )  # as sentence-transformers
+            # As in sentence-transformers' StaticEmbedding.
+            hf = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
         else:
             hf = AutoTokenizer.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False
@@ -269,9 +258,9 @@ def from_transformers(
     special_tokens: bool = True,
     append_eos: bool = False,
 ) -> Tokenizer:
-    """Our tokenizer from a fast transformers tokenizer, which stays as it is.
+    """Makes our tokenizer from a fast transformers tokenizer, which is not changed.
 
-    See `load_tokenizer`.
+    For the arguments see `load_tokenizer`.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import normalizers
@@ -281,7 +270,7 @@ def from_transformers(
             raise InputError(
                 "append_eos: a tokenizer that puts no special tokens around a text appends none"
             )
-        hf = _ending_in_eos(hf)
+        hf = _append_eos(hf)
     backend = Backend.from_str(hf.backend_tokenizer.to_str())
     backend.no_padding()
     if not special_tokens:
@@ -293,8 +282,11 @@ def from_transformers(
     return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0, special_tokens)
 
 
-def _ending_in_eos(hf: Any) -> Any:
-    """A transformers tokenizer, another one if need be, that ends each text with its end-of-text token."""
+def _append_eos(hf: Any) -> Any:
+    """Returns a transformers tokenizer that ends each text with its end-of-text token.
+
+    It is a copy if the tokenizer does not already end texts with a special token.
+    """
     if hf.eos_token is None:
         raise InputError("append_eos: the tokenizer has no end-of-text token (eos_token)")
     encoding = hf.backend_tokenizer.encode("a")
@@ -306,13 +298,13 @@ def _ending_in_eos(hf: Any) -> Any:
     hf = copy.deepcopy(hf)
     backend = hf.backend_tokenizer
     state = json.loads(backend.to_str())
-    state["post_processor"] = _with_eos(state["post_processor"], hf.eos_token, hf.eos_token_id)
+    state["post_processor"] = _add_eos(state["post_processor"], hf.eos_token, hf.eos_token_id)
     backend.post_processor = type(backend).from_str(json.dumps(state)).post_processor
     return hf
 
 
-def _with_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
-    """A post-processor, as tokenizer.json has it, that puts one more token after each text."""
+def _add_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
+    """Returns tokenizer.json's post-processor with one more token after each text."""
     kind = processor["type"] if processor else None
     if kind == "TemplateProcessing":
         known = {token: {"id": token, "ids": [number], "tokens": [token]}}
@@ -328,11 +320,11 @@ def _with_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict
     if kind == "Sequence":
         *others, last = processor["processors"]
         if last["type"] == "TemplateProcessing":
-            return processor | {"processors": [*others, _with_eos(last, token, number)]}
+            return processor | {"processors": [*others, _add_eos(last, token, number)]}
     text = [{"Sequence": {"id": id, "type_id": type_id}} for type_id, id in enumerate("AB")]
     plain = {"type": "TemplateProcessing", "single": text[:1], "pair": text, "special_tokens": {}}
     before = (processor["processors"] if kind == "Sequence" else [processor]) if processor else []
-    template = _with_eos(plain, token, number)
+    template = _add_eos(plain, token, number)
     return {"type": "Sequence", "processors": [*before, template]} if before else template
 
 

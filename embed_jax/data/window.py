@@ -1,4 +1,4 @@
-"""Any number of texts packed into batches of few different shapes, for inference. NumPy only."""
+"""Packs any number of texts into batches of few different shapes, for inference. NumPy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embed_jax.data.pack import Ids, pack_sentences
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
-WINDOW = 8192  # texts sorted and packed together; what bounds the memory beside the output
+WINDOW = 8192  # texts sorted and packed together; bounds the memory beside the output
 SHORTEST_ROW = 16  # slots
 
 
@@ -20,22 +20,22 @@ def pack_window(
 ) -> Iterator[tuple[Int[np.ndarray, " n"], TokenBatch]]:
     """Packs texts into batches of few different shapes.
 
-    Texts share rows at least twice as long as themselves (up to the longest text's), so that
-    best-fit packing finds something for every gap; short and long texts go to different rows, since
-    attention costs a row's length.
+    A text shares a row at least twice as long as itself (up to the longest text's), so that
+    best-fit packing finds a text for every gap. Short and long texts are in different rows, since
+    the cost of attention grows with a row's length.
 
     Args:
         ids: token ids of each text.
-        skip: leading tokens that don't count towards pooling.
-        batch_tokens: slots of a batch.
-        segments: token types of each text, as in `pack_sentences`.
+        skip: the number of leading tokens that don't count towards pooling.
+        batch_tokens: the number of slots of a batch.
+        segments: token types of each text; see `pack_sentences`.
 
     Yields:
-        The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is
+        The indices of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is
         sentence i. Texts without tokens are in no batch.
 
     Raises:
-        InputError: if a text is longer than `batch_tokens`.
+        InputError: a text is longer than `batch_tokens`.
     """
     lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
     longest = int(lengths.max(initial=1))
@@ -44,7 +44,7 @@ def pack_window(
             f"batch_tokens: expected at least {longest}, the tokens of one text, found "
             f"{batch_tokens}"
         )
-    if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
+    if len(ids) <= 4:  # a few texts are encoded fastest in rows of the longest one's size
         row_lengths = np.full(len(ids), _row_length(longest))
     else:
         lengths_of_rows = [
@@ -71,15 +71,15 @@ def pack_window(
             ):
                 stop -= 1
                 present = np.unique(packed.sentence[start:stop])
-            yield numbers[present[present < packed.sentences]], _rows(packed, start, stop, rows)
+            yield (
+                numbers[present[present < packed.sentences]],
+                _take_rows(packed, start, stop, rows),
+            )
             start = stop
 
 
 def _row_length(length: int) -> int:
-    """The smallest row of 16, 24, 32, 48, 64, 96, ...
-
-    Slots that holds `length` tokens: two sizes to a doubling.
-    """
+    """Returns the smallest row of 16, 24, 32, 48, 64, 96, ... slots that holds `length` tokens."""
     row = SHORTEST_ROW
     while row < length:
         row = row * 3 // 2 if row & (row - 1) == 0 else row * 4 // 3
@@ -87,17 +87,17 @@ def _row_length(length: int) -> int:
 
 
 def _room_for_sentences(rows: int, row_length: int) -> int:
-    """S as a function of the shape, so that shapes are few.
+    """Returns S as a function of the shape, so that shapes are few.
 
-    Room for texts of four tokens, or a row of ones.
+    There is room for texts of four tokens in all rows, or of one token in a single row.
     """
     return max(rows * row_length // 4, row_length + 1)
 
 
-def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
-    """Some rows of a packed batch as its own batch.
+def _take_rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
+    """Makes a batch of some rows of a packed batch.
 
-    Sentences numbered anew, rows padded to a power of two.
+    Sentences are numbered anew, and rows are padded to a power of two.
     """
     padded = min(1 << (stop - start - 1).bit_length(), rows)
     shape = (padded, packed.sentence.shape[1])

@@ -1,4 +1,4 @@
-"""Word vectors as text: word2vec's form, whose first line is "COUNT DIM", and GloVe's, which has no such line."""
+"""Reads word vectors in text form: word2vec's, with a first line "COUNT DIM", or GloVe's."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ BEGIN = "▁"  # stands before each word in the vocabulary
 
 
 def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
-    """The words of a file in its order, and their vectors.
+    """Reads the words of a file in its order, and their vectors.
 
-    A word may hold blanks, as some of GloVe's do: the last D fields of a line are the numbers. Of a
-    word that comes again, the first is kept. Bytes that are no UTF-8 become U+FFFD, as word2vec
-    cuts long words inside a character.
+    A word may contain blanks, as some of GloVe's do: the last D fields of a line are the numbers.
+    If a word is repeated, its first vector is kept. Bytes that are not UTF-8 become U+FFFD, since
+    word2vec cuts long words inside a character.
 
     Args:
-        path: fields separated by blanks; .gz is unpacked.
+        path: a file with fields separated by blanks; .gz is unpacked.
 
     Raises:
-        InputError: with the line, for a wrong number of fields, what is no finite number, or
-            another count than the first line says; or an empty file.
+        InputError: with the line: the number of fields is wrong, a number is not finite, or the
+            first line has another count; or the file is empty.
     """
     lines: dict[str, int] = {}  # of each word
     numbers = array.array("f")
@@ -71,22 +71,22 @@ def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
 
 
 def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -> Tokenizer:
-    """A tokenizer of whole words and runs of punctuation marks.
+    """Makes a tokenizer of whole words and runs of punctuation marks.
 
-    Ids count the words, and unknown ones leave no token.
+    A word's id is its index; unknown words have no token.
 
     Args:
-        words: all different.
-        max_length: a text is cut at this many known words.
-        lower_case: lower-case texts first.
+        words: different words.
+        max_length: the number of known words after which a text is cut.
+        lower_case: whether texts are put into lower case first.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # The library's model of whole words cannot leave out a word. That of byte pairs takes one that
-    # is in the vocabulary as it is, and of another leaves out each character that is not: here all,
-    # since they are looked for as "▁" and, after a line's end, the others.
+    # The library's model of whole words cannot leave out a word. That of byte pairs takes a known
+    # word as it is, and of an unknown one leaves out each unknown character. Here these are all,
+    # since it looks for "▁" and for the other characters with a line's end before them.
     model = models.BPE(
         vocab={BEGIN + word: number for number, word in enumerate(words)},
         merges=[],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from embed_jax.data.pairs import whole_number
+from embed_jax.data.pairs import parse_whole_number
 from embed_jax.data.sources.files import FORMATS, file_format
 from embed_jax.data.sources.tasks import describe_split, read_labelled_texts
 from embed_jax.errors import InputError, require
@@ -232,5 +232,5 @@ def prediction_metrics(
 
 def _sorted(labels: Sequence[str]) -> list[str]:
     """Sorts the different labels, by value if all are whole numbers."""
-    numbers = all(whole_number(label) is not None for label in set(labels))
+    numbers = all(parse_whole_number(label) is not None for label in set(labels))
     return sorted(set(labels), key=float if numbers else None)

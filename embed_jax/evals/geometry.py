@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from embed_jax.data.sources.beir import relevant
+from embed_jax.data.sources.beir import iter_relevant
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, TextsById, check_qrels
 from embed_jax.retrieval.topk import Encode, prompted
@@ -261,7 +261,7 @@ def judged_texts(
     check_qrels(corpus, queries, qrels)
     positives = [
         (queries[query], corpus[document])
-        for query, document in relevant(qrels)
+        for query, document in iter_relevant(qrels)
         if document in corpus
     ]
     return list(dict.fromkeys(corpus.values())), positives

@@ -13,20 +13,20 @@ import jax.numpy as jnp
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pairs import of_record, sampled_records
+from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.pipeline import (
     BatchMaker,
     Record,
     RecordSource,
-    batch_maker,
+    count_columns,
     data_fingerprint,
-    most_texts,
+    hash_duplicates,
+    make_batch_maker,
     prefetch,
-    things_of,
     training_batches,
 )
 from embed_jax.data.sources import RecordFields
-from embed_jax.data.stream import RecordStream, made_ahead, stream_batches
+from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
@@ -192,7 +192,7 @@ def _batch_maker(
 ) -> Callable[..., BatchMaker]:
     longest = model.max_length
     return functools.partial(
-        batch_maker,
+        make_batch_maker,
         tokenizers={
             **{name: tokenizer.cut_at(longest) for name, tokenizer in model.tokenizers.items()},
             **{name: other.tokenizer for name, other in objective.models.items()},
@@ -219,7 +219,7 @@ def _num_steps(config: Experiment, order: Order | None) -> int:
 
 def _check_same_mask(config: Experiment, sources: Sources) -> None:
     columns = config.model.same_mask_columns
-    if columns and columns != (texts := max(map(most_texts, sources.values()))):
+    if columns and columns != (texts := max(map(count_columns, sources.values()))):
         raise InputError(
             f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, "
             f"found {columns}"
@@ -239,8 +239,8 @@ def _streamed_batches(
         start=start,
     )
     steps = range(start, num_steps)
-    yield from made_ahead(
-        (step, make.of_records(records, step))
+    yield from make_ahead(
+        (step, make.make_from_records(records, step))
         for step, records in zip(steps, batches)  # noqa: B905
     )
 
@@ -324,7 +324,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                     f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
                     f"record, found {scores}"
                 )
-    columns = most_texts(source)
+    columns = count_columns(source)
     least, most = about.columns
     if columns < least or most and columns > most:
         expected = (
@@ -335,7 +335,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
         )
     if about.classes:
         for number, record in sampled_records(records):
-            if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
+            if not 0 <= (label := apply_to_record(fields.label, record, number)) < about.classes:
                 raise InputError(
                     f"record {number}: label {label}, {where}={name!r} accepts 0 to "
                     f"{about.classes - 1}"
@@ -343,7 +343,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
     score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
     for fit in about.fits:
         for number, record in sampled_records(records):
-            scores = of_record(fields.score, record, number)
+            scores = apply_to_record(fields.score, record, number)
             targets = [scores[0] - score for score in scores[1:]] if fit.of_margins else scores
             for target in targets:
                 if not fit.least - 1e-6 <= target <= fit.largest + 1e-6:
@@ -377,7 +377,7 @@ def _check_teacher(source: RecordSource, about: About, config: Experiment, datas
         return
     if not needed:
         raise InputError(f"{place}.teacher_vectors: the loss {name!r} has no use for a teacher")
-    texts, rows = most_texts(source), len(of_record(vectors, source.records[0], 0))
+    texts, rows = count_columns(source), len(apply_to_record(vectors, source.records[0], 0))
     if texts != rows:
         raise InputError(
             f"{place}.teacher_vectors: expected vectors of {texts} texts a record, found {rows}"
@@ -390,7 +390,7 @@ def training_order(sources: Sources, config: Experiment) -> Order:
     Without duplicates, every record is read once for it.
     """
     mixture, chosen = config.mixture, vars(config.mixture.sources)
-    duplicate_keys = things_of(list(sources.values())) if config.batch.no_duplicates else None
+    duplicate_keys = hash_duplicates(list(sources.values())) if config.batch.no_duplicates else None
     order = make_order(
         [len(source.records) for source in sources.values()],
         config.batch.size,

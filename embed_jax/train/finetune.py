@@ -12,7 +12,7 @@ import jax
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pairs import CARRIED, as_pairs, retrieval_task, split_pairs
+from embed_jax.data.pairs import CARRIED, rename_columns, retrieval_task, split_pairs
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
@@ -118,7 +118,7 @@ def _finetune(
     validation, tasks = [], {}
     if sized.data.holdout:
         require("bm25s")  # fail early: needed only at the end
-        named = as_pairs(records, record_fields(records).columns, CARRIED)
+        named = rename_columns(records, record_fields(records).columns, CARRIED)
         sides = split_pairs(named, sized.data.holdout)
         tasks = {side: retrieval_task(sides[side], []) for side in ("validation", "test")}
         records, validation = sides["train"], sides["validation"]

@@ -18,7 +18,7 @@ from typing import Any
 from embed_jax import cross_encoder
 from embed_jax.atomic import replaced
 from embed_jax.config import Experiment, flatten
-from embed_jax.data.pairs import CARRIED, as_pairs
+from embed_jax.data.pairs import CARRIED, rename_columns
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
@@ -71,7 +71,7 @@ def mined_sources(
     """
     names = _strategies(config, lists)
     options = mining_options(config)
-    pairs = as_pairs(records, pair_columns(records), CARRIED)
+    pairs = rename_columns(records, pair_columns(records), CARRIED)
     lacking = Report()
     texts = corpus_with(pairs, corpus, lacking)
     score = (

@@ -64,7 +64,7 @@ class TrainingModel:
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
-        """The tokenizers of the trained encoder, as `data.pipeline.batch_maker` names them."""
+        """The tokenizers of the trained encoder, as `data.pipeline.make_batch_maker` names them."""
         if not self.has_towers:
             return {"encoder": self.sentence.tokenizer}
         query, document = (self.sentence.encoders[route] for route in TOWERS)

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.chunks import in_pieces
+from embed_jax.data.chunks import cut_records
 from embed_jax.data.pipeline import Record, RecordSource
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.token_heads import head_tensors, read_head
@@ -72,7 +72,7 @@ def token_objective(config: Experiment, model: TrainingModel) -> Objective:
 
     def pieces(records: Sequence[Record], source: RecordSource) -> Sequence[Record]:
         tokenizer = model.sentence.tokenizer.cut_at(source.max_length)
-        return in_pieces(records, lambda record: source.fields.columns(record)[0], tokenizer)
+        return cut_records(records, lambda record: source.fields.columns(record)[0], tokenizer)
 
     about = About(columns=(1, 1))
     if model.sentence is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embed_jax.data.chunks import TOGETHER, in_pieces
+from embed_jax.data.chunks import TOGETHER, cut_records
 from embed_jax.data.stream import open_stream
 from embed_jax.data.tokenize import from_transformers, load_tokenizer
 from embed_jax.errors import InputError
@@ -83,7 +83,7 @@ def by_document(pieces):
 
 def test_pieces_make_the_document_and_none_is_cut_short(wordpiece, sentences):
     records = [{"text": text} for text in documents(sentences)]
-    pieces = in_pieces(records, text_of, wordpiece)
+    pieces = cut_records(records, text_of, wordpiece)
     parts = by_document(pieces)
     assert [number for number in range(len(records)) if number not in parts] == [40, 41], (
         "those without a token"
@@ -99,7 +99,7 @@ def test_no_token_is_lost_or_changed_where_words_can_stay_whole(wordpiece, sente
     """Pieces end between words, keep the document's tokens, and have no room for another word."""
     records = [{"text": text} for text in documents(sentences)[:40]]
     room = 14
-    for number, texts in by_document(in_pieces(records, text_of, wordpiece)).items():
+    for number, texts in by_document(cut_records(records, text_of, wordpiece)).items():
         tokens = [inner(wordpiece, text) for text in texts]
         assert sum(tokens, []) == inner(wordpiece, records[number]["text"])
         for ids, text in zip(tokens, texts[1:], strict=False):
@@ -109,7 +109,7 @@ def test_no_token_is_lost_or_changed_where_words_can_stay_whole(wordpiece, sente
 def test_a_word_longer_than_a_piece_is_cut_between_tokens(wordpiece):
     pieces = [
         piece["text"]
-        for piece in in_pieces([{"text": "a " + "cat" * 30 + " dog"}], text_of, wordpiece)
+        for piece in cut_records([{"text": "a " + "cat" * 30 + " dog"}], text_of, wordpiece)
     ]
     assert "".join(pieces) == "a " + "cat" * 30 + " dog" and len(pieces) > 6
     assert wordpiece.encode(pieces).truncated == 0
@@ -125,18 +125,18 @@ def test_bytes_and_spaces(byte_level, sentences, trim):
         "\u6c34" * 40,
     ]
     for text in texts:
-        pieces = [piece["text"] for piece in in_pieces([{"text": text}], text_of, tokenizer)]
+        pieces = [piece["text"] for piece in cut_records([{"text": text}], text_of, tokenizer)]
         assert "".join(pieces) == text
         assert tokenizer.encode(pieces).truncated == 0
         assert sum((inner(tokenizer, piece) for piece in pieces), []) == inner(tokenizer, text)
 
 
 def test_a_character_that_fits_into_no_piece(byte_level):
-    assert len(in_pieces([{"text": "\U0001f600 \U0001f600"}], text_of, byte_level(7))) == 2
+    assert len(cut_records([{"text": "\U0001f600 \U0001f600"}], text_of, byte_level(7))) == 2
     with pytest.raises(
         InputError, match="max_length: no room for a character of 4 tokens, as in '\U0001f600'"
     ):
-        in_pieces([{"text": "a \U0001f600 b"}], text_of, byte_level(5))
+        cut_records([{"text": "a \U0001f600 b"}], text_of, byte_level(5))
 
 
 def test_pieces_that_grow_when_they_stand_alone_are_made_smaller(wordpiece):
@@ -157,7 +157,7 @@ def test_pieces_that_grow_when_they_stand_alone_are_made_smaller(wordpiece):
     )
     text = "a" + "bab" * 12
     assert len(inner(tokenizer, text)) == 13 and len(inner(tokenizer, "bab" * 4)) == 6
-    pieces = [piece["text"] for piece in in_pieces([{"text": text}], text_of, tokenizer)]
+    pieces = [piece["text"] for piece in cut_records([{"text": text}], text_of, tokenizer)]
     assert "".join(pieces) == text and tokenizer.encode(pieces).truncated == 0 and len(pieces) > 4
 
 
@@ -173,9 +173,9 @@ def test_a_stream_is_cut_as_it_is_read(wordpiece, sentences):
             read[-1] += 1
             yield record
 
-    stream = in_pieces(open_stream(opened, "there"), text_of, wordpiece)
+    stream = cut_records(open_stream(opened, "there"), text_of, wordpiece)
     assert stream.name == "there"
-    expected = list(in_pieces(records, text_of, wordpiece))
+    expected = list(cut_records(records, text_of, wordpiece))
     assert list(stream.open()) == expected == list(stream.open())
     first = next(stream.open())
     assert first == expected[0] and read[-1] <= TOGETHER, "no more than is tokenised at once"
@@ -183,16 +183,16 @@ def test_a_stream_is_cut_as_it_is_read(wordpiece, sentences):
 
 def test_slices_and_what_cannot_be(wordpiece):
     records = [{"text": "the cat plays music " * 9}, {"text": "red house"}]
-    pieces = in_pieces(records, text_of, wordpiece)
+    pieces = cut_records(records, text_of, wordpiece)
     assert list(pieces[1:]) == list(pieces)[1:] and pieces[-1] == {"text": "red house"}
     with pytest.raises(InputError, match="2 records have no token to train on"):
-        in_pieces([{"text": ""}, {"text": " "}], text_of, wordpiece)
+        cut_records([{"text": ""}, {"text": " "}], text_of, wordpiece)
     with pytest.raises(InputError, match="record 1: no text here"):
-        in_pieces(
+        cut_records(
             records, lambda record: refuse() if record is records[1] else record["text"], wordpiece
         )
     with pytest.raises(InputError, match="not valid Unicode"):
-        in_pieces([{"text": "a \ud800"}], text_of, wordpiece)
+        cut_records([{"text": "a \ud800"}], text_of, wordpiece)
 
 
 def refuse():

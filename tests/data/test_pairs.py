@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from embed_jax.data.pairs import as_pairs, retrieval_task, split_pairs
+from embed_jax.data.pairs import rename_columns, retrieval_task, split_pairs
 from embed_jax.errors import InputError
 
 
@@ -85,5 +85,7 @@ def test_equal_texts_are_one_query_or_one_document():
 
 
 def test_records_are_renamed_by_their_columns():
-    named = as_pairs([{"q": "a", "p": "b"}], lambda record: (record["q"], record["p"], None, "c"))
+    named = rename_columns(
+        [{"q": "a", "p": "b"}], lambda record: (record["q"], record["p"], None, "c")
+    )
     assert named == [{"anchor": "a", "positive": "b", "negative_2": "c"}]

@@ -16,8 +16,8 @@ from embed_jax.data.order import make_order
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.pipeline import (
     RecordSource,
-    batch_maker,
     data_fingerprint,
+    make_batch_maker,
     prefetch,
     training_batches,
 )
@@ -48,7 +48,7 @@ def make(records, tokenizer_directory):
         }
         order = make_order([len(source.records)], batch_size, seed)
         return training_batches(
-            batch_maker([source], batch_size=batch_size, **(settings | changes)), order
+            make_batch_maker([source], batch_size=batch_size, **(settings | changes)), order
         )
 
     return batches
@@ -94,12 +94,12 @@ def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_d
     program = f"""
 import jax, hashlib, numpy as np
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import RecordSource, batch_maker, training_batches
+from embed_jax.data.pipeline import RecordSource, make_batch_maker, training_batches
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 records = {made_records(COUNT)!r}
 source = RecordSource(records, RecordFields(pair_columns(records)))
-make = batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
+make = make_batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
     tokenizers={{"encoder": load_tokenizer({str(tokenizer_directory)!r}, 32)}})
 ds = training_batches(make, make_order([len(records)], {BATCH}, 0))
 leaves = jax.tree.leaves(ds[11])

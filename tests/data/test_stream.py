@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from embed_jax.data.stream import made_ahead, open_stream, stream_batches
+from embed_jax.data.stream import make_ahead, open_stream, stream_batches
 from embed_jax.errors import InputError
 
 CASES = [  # records, batch size, window
@@ -108,7 +108,7 @@ def test_values_are_made_ahead_in_order_and_the_thread_ends_when_abandoned():
             made.append(number)
             yield number
 
-    ahead = made_ahead(values(), buffer=3)
+    ahead = make_ahead(values(), buffer=3)
     assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
     thread, deadline = the_thread(before), time.monotonic() + 5
     while len(made) < 9 and time.monotonic() < deadline:
@@ -120,7 +120,7 @@ def test_values_are_made_ahead_in_order_and_the_thread_ends_when_abandoned():
 
 def test_it_ends_where_the_values_end():
     before = set(threading.enumerate())
-    assert list(made_ahead(range(10), buffer=2)) == list(range(10))
+    assert list(make_ahead(range(10), buffer=2)) == list(range(10))
     assert set(threading.enumerate()) == before
 
 
@@ -131,7 +131,7 @@ def test_an_error_comes_after_the_values_before_it_and_ends_the_thread():
         yield 1
         raise InputError("line 2")
 
-    ahead = made_ahead(values())
+    ahead = make_ahead(values())
     assert next(ahead) == 1
     with pytest.raises(InputError, match="^line 2$"):
         next(ahead)

@@ -12,9 +12,9 @@ from embed_jax.data.synthesize import (
     Passage,
     Template,
     answer_key,
-    cached_answers,
     make_prompt,
     parse_answer,
+    read_cached_answers,
     read_passages,
     synthetic_records,
 )
@@ -147,12 +147,12 @@ def test_a_cache_cut_anywhere_holds_what_was_whole_and_goes_on(tmp_path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         expected = dict(list(answers.items())[: sum(end <= cut for end in ends)])
-        assert cached_answers(path) == expected
+        assert read_cached_answers(path) == expected
         assert path.read_bytes() == whole[:cut]  # only looked at
         with AnswerCache(path) as cache:
             assert cache.answers == expected
             cache.add("new", answers["k0"])
-        assert cached_answers(path) == expected | {"new": answers["k0"]}
+        assert read_cached_answers(path) == expected | {"new": answers["k0"]}
 
 
 def test_a_cache_is_for_one_at_a_time_and_leaves_nothing_empty(tmp_path):

@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from embed_jax.data.pairs import titled
+from embed_jax.data.pairs import join_title
 from embed_jax.errors import EmbedJaxWarning, InputError
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.retrieval import (
@@ -128,7 +128,7 @@ def test_odd_judgements_score_as_in_trec_eval():
 
 # ---- queries that are documents ------------------------------------------------------------------
 
-ARGUMENTS = {"d1": titled("Title", "north"), "d2": "east", "d3": "north east", "d4": "south"}
+ARGUMENTS = {"d1": join_title("Title", "north"), "d2": "east", "d3": "north east", "d4": "south"}
 
 
 def test_a_warning_counts_queries_that_find_themselves():

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from embed_jax.data.pairs import normal_form, retrieval_task, titled
+from embed_jax.data.pairs import join_title, normal_form, retrieval_task
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.retrieval.copies import PassageIndex, contains, token_fold
@@ -19,7 +19,7 @@ def test_white_space_and_unicode_forms_do_not_count():
 
 
 def test_a_titled_text_is_a_text_that_knows_its_body():
-    passage = titled("Paris", "is the capital.")
+    passage = join_title("Paris", "is the capital.")
     assert passage == "Paris is the capital." and passage.body == "is the capital."
     for other in (pickle.loads(pickle.dumps(passage)), copy.deepcopy(passage)):
         assert (other, other.body) == (passage, passage.body)
@@ -29,11 +29,17 @@ def test_a_titled_text_is_a_text_that_knows_its_body():
         ("T", "", "T"),
         (" ", "a", "a"),
     ):
-        assert titled(title, text) == joined and type(titled(title, text)) is str
+        assert join_title(title, text) == joined and type(join_title(title, text)) is str
 
 
 def test_rows_are_found_with_and_without_title_the_whole_text_first():
-    corpus = [titled("A", "same body"), titled("B", "same  body"), "other", "other ", "same body"]
+    corpus = [
+        join_title("A", "same body"),
+        join_title("B", "same  body"),
+        "other",
+        "other ",
+        "same body",
+    ]
     index = PassageIndex(corpus)
     assert index.same.tolist() == [0, 1, 2, 2, 4]
     result = index.rows_of(["A same body", "same\u00a0body", "other", "body", "B"])
@@ -47,10 +53,15 @@ def test_one_text_contains_the_other():
     assert contains(f"before {long} after", long) and contains(long, f"before {long} after")
     assert contains(long, long) and not contains(long, long.replace("twenty", "thirty"))
     assert not contains("in 1990", "it opened in 1990, and closed in 1991"), "too short to tell"
-    corpus = [f"Title. {long.upper()}", titled("Other", long), long[:25], "something else entirely"]
+    corpus = [
+        f"Title. {long.upper()}",
+        join_title("Other", long),
+        long[:25],
+        "something else entirely",
+    ]
     index = PassageIndex(corpus)
     assert index.copies(range(4), [long]).tolist() == [True, True, True, False]
-    assert index.copies(range(4), [titled("T", long)]).tolist() == [True, True, True, False]
+    assert index.copies(range(4), [join_title("T", long)]).tolist() == [True, True, True, False]
     assert index.copies([], [long]).shape == (0,) and not index.copies([3], []).any()
 
 
@@ -67,5 +78,7 @@ def test_texts_that_the_tokenizer_cannot_tell_apart_are_equal(tiny_tokenizer):
 
 def test_a_held_out_positive_and_the_same_text_with_a_title_are_one_document():
     records = [{"anchor": "q", "positive": "the text"}]
-    corpus, _, qrels = retrieval_task(records, [titled("Title", "the  text"), titled("T", "other")])
+    corpus, _, qrels = retrieval_task(
+        records, [join_title("Title", "the  text"), join_title("T", "other")]
+    )
     assert corpus == {"d0": "the text", "d1": "T other"} and qrels == {"q0": {"d0": 1}}

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from embed_jax.data.pairs import titled
+from embed_jax.data.pairs import join_title
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError, RunError
@@ -235,7 +235,7 @@ BODY = "the river runs past a house of red stone"
 @pytest.mark.parametrize(
     "passage",
     [
-        titled("River", "short text"),
+        join_title("River", "short text"),
         "short\u00a0 text",
         "River - " + BODY,
         BODY.upper() + "\nand more",

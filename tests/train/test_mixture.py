@@ -20,7 +20,7 @@ import pytest
 from embed_jax.config import Experiment, Source
 from embed_jax.config_file import load_config, override
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.pipeline import batch_maker
+from embed_jax.data.pipeline import make_batch_maker
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import split_groups
@@ -249,9 +249,9 @@ def assembled(monkeypatch, tmp_path, here):
 
         def recorded(sources, **settings):
             run_arguments.update(sources=dict(zip(names, sources, strict=True)), settings=settings)
-            return batch_maker(sources, **settings)
+            return make_batch_maker(sources, **settings)
 
-        monkeypatch.setattr(train_data, "batch_maker", recorded)
+        monkeypatch.setattr(train_data, "make_batch_maker", recorded)
         monkeypatch.setattr(
             loop, "run", lambda config, workdir, **arguments: run_arguments.update(arguments)
         )
@@ -331,7 +331,7 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
 
     order = train_data.training_order(one_device["sources"], experiment(mixture__batches=mixing))
     hosts = [
-        batch_maker(
+        make_batch_maker(
             list(one_device["sources"].values()), **one_device["settings"] | {"shard": (host, 2)}
         )
         for host in range(2)

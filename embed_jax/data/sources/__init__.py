@@ -1,7 +1,7 @@
-"""Data sets by name: `open_records` for training data, `open_retrieval_task` for search with known answers.
+"""Opens data sets by name: `open_records` for training, `open_retrieval_task` for evaluation.
 
-`record_fields` says what training takes from records of any of the formats, `pair_columns` what it
-takes from pairs.
+`record_fields` gives the fields that training uses of records in any format, `pair_columns` those
+of pairs.
 """
 
 from embed_jax.data.pairs import NLI_LABELS

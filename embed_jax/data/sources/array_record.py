@@ -1,10 +1,8 @@
 """ArrayRecord files of JSON objects: random access to files larger than memory.
 
-Any number of files are one data set.
-
-A record is read where it lies: about 0.05 ms, and nothing is held. Files must have been written
-with groups of one record, as `write_array_record` does; of others a whole group is read for each
-record.
+Any number of files are one data set. A record is read from its place in the file in about 0.05 ms,
+and nothing is kept in memory. Files should be written with groups of one record, as
+`write_array_record` does; from other files a whole group is read for each record.
 """
 
 from __future__ import annotations
@@ -27,14 +25,13 @@ ENDING = ".array_record"
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of `array_record:PATTERN` or `array_record:DIRECTORY`.
+    """Opens the raw records of `array_record:PATTERN` or `array_record:DIRECTORY`.
 
-    See `find_shards`.
-
-    To find those without a text, `open_records` reads all once.
+    For the names of files see `find_shards`. To find records without a text, `open_records` reads
+    all of them once.
 
     Raises:
-        InputError: no such files, or one that cannot be read; for a record, when it is read.
+        InputError: there are no such files, or one cannot be read; or later, a record is damaged.
     """
     require("grain")
     from grain.sources import ArrayRecordDataSource
@@ -62,19 +59,18 @@ def open_source(rest: str, split: str) -> Records:
 def write_array_record(
     records: Sequence[Mapping[str, Any]], path: str | Path, shards: int = 1
 ) -> list[Path]:
-    """Writes records to DIRECTORY/NAME-00000-of-00004.array_record and so on, in order.
-
-    All of them or none.
+    """Writes records in order to DIRECTORY/NAME-00000-of-00004.array_record and so on, or to none.
 
     Args:
+        records: the records.
         path: DIRECTORY/NAME.
-        shards: how many files; their numbers of records differ by one at most.
+        shards: the number of files; their numbers of records differ by one at most.
 
     Returns:
         The files.
 
     Raises:
-        InputError: fewer records than shards, or files that cannot be written.
+        InputError: there are fewer records than shards, or files cannot be written.
     """
     require("array_record")
     from array_record.python.array_record_module import ArrayRecordWriter

@@ -14,13 +14,13 @@ class Records(Sequence):
     """A random-access source as a sequence of dicts, read record by record; slices are views.
 
     Attributes:
-        source: random access, undecoded.
-        decode: makes a dict of what the source has at a position.
-        indices: which positions of the source, in order.
-        class_names: of fields with integer classes, what 0, 1, ... mean.
-        place: where position i of the source lies, for errors; None: "record i".
-        suspects: finds the positions that `indices` may have to lose, without decoding the others;
-            None: any of them.
+        source: the undecoded records, with random access.
+        decode: makes a dict of an undecoded record.
+        indices: the positions of the records in the source, in order.
+        class_names: the meaning of 0, 1, ... in fields with integer classes.
+        place: returns the place of position i of the source, for errors; None: "record i".
+        suspects: finds the positions of records that may have to be left out, without decoding the
+            others; None: all positions.
     """
 
     source: Any
@@ -39,14 +39,14 @@ class Records(Sequence):
         return self.decode(self.source[int(self.indices[index])])
 
     def where(self, index: int) -> str:
-        """The place of a record, for errors."""
+        """Returns the place of a record, for errors."""
         position = int(self.indices[index])
         return self.place(position) if self.place else f"record {position}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A raw source whose items are (position, undecoded record), so that errors can say the position."""
+    """A raw source with items (position, undecoded record), so that errors have the position."""
 
     source: Any
 

@@ -1,7 +1,4 @@
-"""Retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
-
-Any of them may end in .gz.
-"""
+"""Reads retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, also .gz."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import SearchTask, titled
-from embed_jax.data.sources.files import finite, iter_json, iter_rows
+from embed_jax.data.pairs import SearchTask, join_title
+from embed_jax.data.sources.files import iter_json, iter_rows, parse_number
 from embed_jax.errors import InputError, warn
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
@@ -20,39 +17,39 @@ QRELS_HEADER = ("query-id", "corpus-id", "score")
 def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
     """Reads a retrieval task.
 
-    Returns:
-        corpus {id: title and text with a blank between}, as BEIR joins them; queries {id: text}
-        that the split judges; relevance {query id: {document id: grade}}.
+    Judgements are treated as by trec_eval and mteb, and one warning counts oddities: a judged
+    document that is not in the corpus stays among the judgements, and counts as not found if it is
+    relevant; a grade below 0 is not relevant; identical lines count once. Ids may be integers.
 
-    Judgements are taken as trec_eval and mteb take them, and one warning counts what is odd: a
-    judged document that isn't in the corpus stays among the judgements, and counts as not found if
-    it is relevant; a grade below 0 is not relevant; what is listed twice identically counts once.
-    Ids may be integers.
+    Returns:
+        corpus {id: title and text with a blank between}, as in BEIR; the split's queries {id:
+        text}; relevance {query id: {document id: grade}}.
 
     Raises:
-        InputError: a missing file or split, an unknown query, an id with two texts, a pair with two
-            grades, a grade that is no integer, or if no judged document is in the corpus.
+        InputError: a file or split is missing, a query is unknown, an id has two texts, a pair has
+            two grades, a grade is not an integer, or no judged document is in the corpus.
     """
     directory = Path(directory)
     if not directory.is_dir():
         layout = "corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
         raise InputError(f"{directory}: no such directory; BEIR's layout is {layout}")
-    path = _existing(directory, f"qrels/{split}.tsv")
+    path = _find_file(directory, f"qrels/{split}.tsv")
     odd: Counter[str] = Counter()
-    corpus = _texts(_existing(directory, "corpus.jsonl"), odd, title=True)
-    queries = _texts(_existing(directory, "queries.jsonl"), odd, title=False)
+    corpus = _texts(_find_file(directory, "corpus.jsonl"), odd, title=True)
+    queries = _texts(_find_file(directory, "queries.jsonl"), odd, title=False)
     judged = ((f"{path}:{line}", record) for line, record in iter_rows(path))
     return _task(corpus, queries, judged, odd, str(path), f"{path}:1")
 
 
 def read_hub(name: str, split: str = "test") -> SearchTask:
-    """`read_beir` of a data set of the hub in mteb's layout.
+    """Reads a retrieval task from a data set of the hub in mteb's layout; see `read_beir`.
 
-    Its configurations are "corpus" and "queries", each with a split of that name, and "default",
-    the judgements.
+    Its configurations are "corpus" and "queries", each with a split of that name, and "default"
+    with the judgements.
 
     Args:
-        name: "NAME[@REVISION]", or a copy's directory.
+        name: "NAME[@REVISION]", or the directory of a copy.
+        split: the split of the judgements.
     """
     from embed_jax.data.sources.opening import open_raw
 
@@ -77,9 +74,15 @@ def _task(
     source: str,
     header: str,
 ) -> SearchTask:
-    """The task of (place, judgement) pairs.
+    """Makes the task of (place, judgement) pairs.
 
-    `header` is where their columns are named, `odd` counts oddities.
+    Args:
+        corpus: the documents.
+        queries: the queries.
+        judged: the judgements, each with its place for errors.
+        odd: counts of oddities, to which those of the judgements are added.
+        source: the name of the data in messages.
+        header: the place where the judgements' columns are named.
     """
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:
@@ -91,7 +94,7 @@ def _task(
         query, document = (_id(record, name, where) for name in QRELS_HEADER[:2])
         if query not in queries:
             raise InputError(f"{where}: the id {query!r} is not in queries.jsonl")
-        number = finite(record["score"], f"{where}: score")
+        number = parse_number(record["score"], f"{where}: score")
         if number != int(number):
             raise InputError(f"{where}: score: expected an integer, found {record['score']!r}")
         grades, grade = qrels.setdefault(query, {}), int(number)
@@ -115,27 +118,25 @@ def _task(
 
 
 def open_source(rest: str, split: str) -> list[dict[str, str]]:
-    """Training pairs of `beir:DIRECTORY`.
-
-    Each query of the split with each document judged relevant to it.
+    """Makes training pairs of `beir:DIRECTORY`: each query with each document relevant to it.
 
     Documents of one query share a `group`, so none is a negative of another.
     """
     corpus, queries, qrels = read_beir(rest, split)
     return [
         {"anchor": queries[query], "positive": corpus[document], "group": query}
-        for query, document in relevant(qrels)
+        for query, document in iter_relevant(qrels)
         if document in corpus
     ]
 
 
 def read_corpus(directory: str | Path) -> list[str]:
-    """Only the documents, title and text.
+    """Reads only the documents, as title and text.
 
     Raises:
-        InputError: also for a document without either.
+        InputError: the file cannot be read, or a document is empty.
     """
-    path = _existing(Path(directory), "corpus.jsonl")
+    path = _find_file(Path(directory), "corpus.jsonl")
     texts = _texts(path, Counter(), title=True)
     for name, text in texts.items():
         if not text.strip():
@@ -143,13 +144,13 @@ def read_corpus(directory: str | Path) -> list[str]:
     return list(texts.values())
 
 
-def relevant(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
-    """(query id, document id) of each judgement above 0."""
+def iter_relevant(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
+    """Yields (query id, document id) of each judgement above 0."""
     for query, judged in qrels.items():
         yield from ((query, document) for document, grade in judged.items() if grade > 0)
 
 
-def _existing(directory: Path, name: str) -> Path:
+def _find_file(directory: Path, name: str) -> Path:
     for path in (directory / name, directory / f"{name}.gz"):
         if path.is_file():
             return path
@@ -175,12 +176,12 @@ def _texts(path: Path, odd: Counter[str], *, title: bool) -> dict[str, str]:
 
 
 def _by_id(records: Iterator[tuple[str, Any]], odd: Counter[str], *, title: bool) -> dict[str, str]:
-    """Texts of (place, record) pairs."""
+    """Reads the texts of (place, record) pairs by their ids."""
     texts: dict[str, str] = {}
     for where, record in records:
         name, text = _id(record, "_id", where), _string(record, "text", where)
         if title and record.get("title"):
-            text = titled(_string(record, "title", where), text)
+            text = join_title(_string(record, "title", where), text)
         odd[f"{'documents' if title else 'queries'} listed twice"] += name in texts
         if texts.setdefault(name, text) != text:
             raise InputError(f"{where}: the id {name!r} stands twice, with different texts")
@@ -188,10 +189,7 @@ def _by_id(records: Iterator[tuple[str, Any]], odd: Counter[str], *, title: bool
 
 
 def _id(record: Mapping[str, Any], field: str, where: str) -> str:
-    """An id, which may be an integer in JSON and in data sets of the hub.
-
-    Mteb makes a string of it too.
-    """
+    """Reads an id as a string, as mteb does; in JSON and on the hub it may be an integer."""
     value = record.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -1,4 +1,4 @@
-"""Functions of a Python library with the first sentence of their documentation, read from its source."""
+"""Reads a Python library's functions and their docstrings' first sentences from its source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embed_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")  # 70, 10 and 20 % of the modules
 MINIMUM = 3000  # pairs; a standard library gives 5,000 to 6,500
-LEAST_WORDS = 3  # of a first sentence: "Constructor." asks for nothing
+LEAST_WORDS = 3  # of a first sentence; "Constructor." is not a useful query
 LEFT_OUT = {
     "test",
     "tests",
@@ -32,7 +32,14 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(])")
 
 @dataclasses.dataclass(frozen=True)
 class DocumentedFunction:
-    """A function: `id` is "module:qualified.name", `anchor` its first sentence, `positive` its source."""
+    """A function of a library.
+
+    Attributes:
+        id: "module:qualified.name".
+        module: the module's name.
+        anchor: the first sentence of the docstring.
+        positive: the source without the docstring.
+    """
 
     id: str
     module: str
@@ -40,17 +47,17 @@ class DocumentedFunction:
     positive: str
 
 
-def split_of(module: str) -> str:
-    """The split that a module belongs to, the same everywhere and for ever."""
+def choose_split(module: str) -> str:
+    """Returns the split that a module belongs to, by a hash of its name."""
     share = int.from_bytes(hashlib.blake2b(module.encode(), digest_size=8).digest(), "big") / 2**64
     return "test" if share < 0.2 else "validation" if share < 0.3 else "train"
 
 
 def extract_pairs(root: Path, minimum: int = MINIMUM) -> list[DocumentedFunction]:
-    """All pairs of a library directory, by module name; of equal sources only the first.
+    """Reads all pairs of a library directory, by module name; of equal sources only the first.
 
     Raises:
-        InputError: if there are fewer than `minimum`.
+        InputError: there are fewer than `minimum`.
     """
     by_source: dict[str, DocumentedFunction] = {}
     for path in library_files(root):
@@ -66,7 +73,7 @@ def extract_pairs(root: Path, minimum: int = MINIMUM) -> list[DocumentedFunction
 
 
 def library_files(root: Path) -> list[Path]:
-    """The Python files under `root` in a fixed order, without tests and installed packages."""
+    """Lists the Python files under `root` in a fixed order, without tests and other packages."""
     paths = (
         path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts[:-1])
     )
@@ -76,17 +83,16 @@ def library_files(root: Path) -> list[Path]:
 
 
 def module_pairs(path: Path, module: str) -> Iterator[DocumentedFunction]:
-    """The pairs of one file; none if it is no valid Python, as some templates in the library are not."""
+    """Yields the pairs of one file; invalid Python, as in templates of the library, has no pair."""
     try:
-        with tokenize.open(path) as file:  # heeds a coding line
+        with tokenize.open(path) as file:  # respects a coding line
             source = file.read()
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    lines = source.split(
-        "\n"
-    )  # not splitlines(), which also splits at form feeds, where ast does not
+    # Not splitlines(), which also splits at form feeds, where ast does not.
+    lines = source.split("\n")
     count: dict[str, int] = {}
     for name, function in _functions(tree, ""):
         anchor = first_sentence(ast.get_docstring(function) or "")
@@ -102,14 +108,17 @@ def module_pairs(path: Path, module: str) -> Iterator[DocumentedFunction]:
         )
         positive = textwrap.dedent("\n".join(code)).strip()
         count[name] = count.get(name, 0) + 1
-        number = (
-            f"#{count[name]}" if count[name] > 1 else ""
-        )  # a property's setter, another platform's version
+        # A repeated name is a property's setter, or another platform's version.
+        number = f"#{count[name]}" if count[name] > 1 else ""
         yield DocumentedFunction(f"{module}:{name}{number}", module, anchor, positive)
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of the first paragraph, white space reduced to single blanks."""
+    """Returns the first sentence of the first paragraph, with single blanks.
+
+    >>> first_sentence("Opens a file. It may fail.")
+    'Opens a file.'
+    """
     paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip())[0].split())
     return SENTENCE_END.split(paragraph)[0]
 
@@ -125,9 +134,9 @@ def _functions(
 
 
 def config_name(root: Path) -> str:
-    """Python's version and a hash of the library's file sizes.
+    """Returns Python's version and a hash of the library's file sizes.
 
-    Another installation is another data set.
+    So another installation is another data set.
     """
     listing = repr(
         [(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)]

@@ -1,4 +1,4 @@
-"""The fields that training takes from records of any of the formats."""
+"""The fields that training uses of records in any of the formats."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from embed_jax.data.pairs import (
     KINDS,
     PAIR_NAMES,
     SCORED_LIST,
+    apply_to_record,
     kind_of,
     negative_columns,
-    of_record,
     sampled_records,
 )
 from embed_jax.data.records import (
     check_scored,
+    clean_key,
     clean_label,
+    clean_number,
     is_missing,
-    key_text,
     label_names,
-    number_or_missing,
-    plain,
+    to_python,
 )
 from embed_jax.errors import InputError
 from embed_jax.types import Record
@@ -35,17 +35,16 @@ ReadColumns = Callable[[Record], tuple[str | None, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class RecordFields:
-    """The fields that training takes from a record, as functions of it.
-
-    None for what the records lack.
+    """The fields that training uses of a record, as functions of it; None if records lack a field.
 
     Attributes:
-        columns: its texts: anchor, positive, negatives; premise, hypothesis; query, passages; or a
-            single text.
-        label: its integer class.
-        score: only its score, or those of its passages.
-        keys: its id and group, or the one of the two that there is; None where it has none.
-        teacher: a teacher's embeddings of its texts, [C, T].
+        columns: the record's texts: anchor, positive, negatives; premise, hypothesis; query,
+            passages; or a single text.
+        label: the record's integer class.
+        score: a tuple of the record's score, or the scores of its passages.
+        keys: the record's id and group, or the one of the two that the data set has; None if this
+            record lacks it.
+        teacher: a teacher's embeddings of the record's texts, [C, T].
     """
 
     columns: ReadColumns
@@ -56,22 +55,27 @@ class RecordFields:
 
 
 def record_fields(records: Sequence[Record]) -> RecordFields:
-    """The fields of records in any format for training.
+    """Returns the fields for training of records in any format.
 
     * pairs, triplets and so on: `anchor positive [negative_1 ...]`, or other names of a pair, with
       `score` or `label`
     * `premise hypothesis label`; labels are integers, or entailment (0), neutral (1) and
       contradiction (2)
-    * `query passages scores`, two lists: the columns are the query and its passages
-    * `text label`; labels that are no integers are numbered in their sorted order. The numbers are
-      those of these records: use the same fields for validation data.
+    * `query passages scores`, the latter two lists: the columns are the query and its passages
+    * `text label`; labels other than integers are numbered in their sorted order. The numbers
+      depend on these records: use the same fields for validation data.
 
-    and with any of them `id` and `group`. Numbers may be spelt as text.
+    All of them may have `id` and `group`. Numbers may be spelt as text.
+
+    >>> records = [{"query": "a", "positive": "b", "label": "duplicate"}]
+    >>> fields = record_fields(records)
+    >>> fields.columns(records[0]), fields.label(records[0])
+    (('a', 'b'), 1)
 
     Raises:
-        InputError: for records of no known format; or naming the first record without a label or
-            score that others have, with a label that is no integer and no known name, or with
-            another number of scores than passages.
+        InputError: the format is unknown; or a record lacks a label or score that others have, has
+            an unknown label, or another number of scores than passages. The message gives the first
+            such record's index.
     """
     names = {
         name
@@ -85,7 +89,7 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
     elif kind == ("text",) and "label" in names:
         columns, label = _text_column, _class_label(records)
     elif len(kind) == 2:
-        columns = _columns_named(*kind)
+        columns = _make_columns(*kind)
         label = _pair_label(kind) if "label" in names else None
         score = _pair_score if "score" in names else None
     else:
@@ -99,7 +103,7 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
     for index, record in sampled_records(records):
         for field in (label, score):
             if field:
-                of_record(field, record, index)
+                apply_to_record(field, record, index)
     present = [key for key in KEYS if key in names]
     return RecordFields(
         columns, label, score, (lambda record: _keys(record, present)) if present else None
@@ -107,21 +111,22 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
 
 
 def pair_columns(records: Sequence[Record]) -> ReadColumns:
-    """The function that gives a record's (anchor, positive, negatives ...) for the names that these records use.
+    """Returns a function that gives a record's (anchor, positive, negatives ...).
 
     Raises:
-        InputError: if they are not pairs; says which fields were found and are accepted.
+        InputError: the records are not pairs; the message has the fields that were found and those
+            that are accepted.
     """
     for names in PAIR_NAMES:
         if all(name in records[0] for name in names):
-            return _columns_named(*names)
+            return _make_columns(*names)
     accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
     raise InputError(
         f"no pairs: found the fields {', '.join(records[0])}; accepted: {accepted} (negative_1 ...)"
     )
 
 
-def _columns_named(first: str, second: str) -> ReadColumns:
+def _make_columns(first: str, second: str) -> ReadColumns:
     def columns(record: Record) -> tuple[str | None, ...]:
         single = (record[name] or None for name in negative_columns(record))
         return record[first], record[second], *single, *(record.get("negatives") or ())
@@ -134,8 +139,8 @@ def _list_columns(record: Record) -> tuple[str, ...]:
 
 
 def _list_scores(record: Record) -> list[float]:
-    _required(record, "passages")
-    scores = [_score(score, "scores") for score in _required(record, "scores")]
+    _require_field(record, "passages")
+    scores = [_score(score, "scores") for score in _require_field(record, "scores")]
     check_scored(record)
     return scores
 
@@ -145,11 +150,11 @@ def _text_column(record: Record) -> tuple[str]:
 
 
 def _pair_score(record: Record) -> tuple[float]:
-    return (_score(_required(record, "score"), "score"),)
+    return (_score(_require_field(record, "score"), "score"),)
 
 
 def _score(value: Any, name: str) -> float:
-    score = number_or_missing(value, name)
+    score = clean_number(value, name)
     if score is None:
         raise InputError(f"{name}: expected a finite number, found {value!r}")
     return score
@@ -159,7 +164,7 @@ def _pair_label(kind: Sequence[str]) -> Callable[[Record], int]:
     names = label_names(kind)
 
     def label(record: Record) -> int:
-        number = clean_label(_required(record, "label"), "label", names)
+        number = clean_label(_require_field(record, "label"), "label", names)
         return -1 if number is None else int(number)
 
     return label
@@ -167,9 +172,9 @@ def _pair_label(kind: Sequence[str]) -> Callable[[Record], int]:
 
 def _class_label(records: Sequence[Record]) -> Callable[[Record], int]:
     def clean(record: Record) -> int | str | None:
-        return clean_label(_required(record, "label"), "label", None)
+        return clean_label(_require_field(record, "label"), "label", None)
 
-    labels = {of_record(clean, record, index) for index, record in enumerate(records)}
+    labels = {apply_to_record(clean, record, index) for index, record in enumerate(records)}
     if all(isinstance(label, int) for label in labels):
         return _whole_label
     numbers = {name: index for index, name in enumerate(sorted(map(str, labels)))}
@@ -186,7 +191,7 @@ def _class_label(records: Sequence[Record]) -> Callable[[Record], int]:
 
 
 def _whole_label(record: Record) -> int:
-    number = clean_label(_required(record, "label"), "label", None)
+    number = clean_label(_require_field(record, "label"), "label", None)
     if not isinstance(number, int):
         raise InputError(f"label: expected an integer as in the training data, found {number!r}")
     return number
@@ -194,12 +199,12 @@ def _whole_label(record: Record) -> int:
 
 def _keys(record: Record, names: Sequence[str]) -> tuple[str | None, ...]:
     return tuple(
-        None if is_missing(record.get(name)) else key_text(plain(record[name]), name)
+        None if is_missing(record.get(name)) else clean_key(to_python(record[name]), name)
         for name in names
     )
 
 
-def _required(record: Record, name: str) -> Any:
+def _require_field(record: Record, name: str) -> Any:
     if is_missing(record.get(name)):
         raise InputError(f"no {name}, which others have: found the fields {', '.join(record)}")
     return record[name]

@@ -1,6 +1,4 @@
-"""Data files of the user: JSONL, TSV or CSV with a header, plain text; any of them gzip-compressed.
-
-UTF-8.
+"""Reads data files in UTF-8: JSONL, TSV or CSV with a header, plain text; any of them also .gz.
 
 Errors name file and line. Blank lines are errors except at the end of a file, and in plain text.
 """
@@ -26,10 +24,10 @@ QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # a field of RFC 4180
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of a file or of `DIRECTORY/SPLIT.jsonl` (or .tsv, .csv, .txt; .gz).
+    """Reads the raw records of a file or of `DIRECTORY/SPLIT.jsonl` (or .tsv, .csv, .txt; .gz).
 
     Raises:
-        InputError: no such file or split, or one that cannot be read.
+        InputError: there is no such file or split, or it cannot be read.
     """
     path = find_file(rest, split)
     lines, rows = [], []
@@ -42,10 +40,10 @@ def open_source(rest: str, split: str) -> Records:
 
 
 def find_file(name: str, split: str) -> Path:
-    """The file of a split: the one so called in a directory, or the file itself for "train".
+    """Finds the file of a split: that of its name in a directory, or a file itself for "train".
 
     Raises:
-        InputError: no such split.
+        InputError: there is no such split.
     """
     path = Path(name)
     if path.is_dir():
@@ -71,17 +69,15 @@ def find_file(name: str, split: str) -> Path:
 
 
 def iter_rows(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
-    """(line number, record as it stands there).
-
-    In a table and in plain text all values are strings.
+    """Yields (line number, raw record); in a table and in plain text all values are strings.
 
     Raises:
-        InputError: naming the line, for a file that cannot be read.
+        InputError: with the line: the file cannot be read.
     """
     path = Path(path)
     kind = file_format(path)
     if kind == ".txt":
-        return ((line, {"text": text}) for line, text in _without_end(_lines(path)))
+        return ((line, {"text": text}) for line, text in _strip_end(_lines(path)))
     if kind == ".jsonl":
         return iter_json(path)
     if kind in (".tsv", ".csv"):
@@ -92,19 +88,19 @@ def iter_rows(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
 
 
 def iter_lines(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
-    """(line number, record) with values as `clean_record` makes them; nothing is left out."""
+    """Yields (line number, record), cleaned by `clean_record`; no record is left out."""
     for line, row in iter_rows(path):
         yield line, clean_record(row, f"{path}:{line}")
 
 
 def iter_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file."""
-    for line, text in _solid(path, _lines(Path(path))):
+    """Yields (line number, object) of a JSONL file."""
+    for line, text in _check_blank_lines(path, _lines(Path(path))):
         yield line, json_object(text, f"{path}:{line}")
 
 
 def json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """The object that JSON text spells.
+    """Parses a JSON object.
 
     Raises:
         InputError: "WHERE: invalid JSON ..." or "WHERE: expected a JSON object ..."
@@ -124,15 +120,15 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def file_format(path: Path) -> str:
-    """The file's ending without ".gz"."""
+    """Returns the file's ending without ".gz"."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
-def finite(text: str, where: str) -> float:
-    """The number that a text spells.
+def parse_number(text: str, where: str) -> float:
+    """Returns the number that a text spells.
 
     Raises:
-        InputError: "WHERE: expected a finite number, found ..." if it spells none.
+        InputError: "WHERE: expected a finite number, found ..."
     """
     try:
         number = float(text)
@@ -144,7 +140,7 @@ def finite(text: str, where: str) -> float:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end)."""
+    """Yields (line number from 1, line without its end)."""
     for number, raw in raw_lines(path):
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -155,10 +151,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end) of a file, gzip-compressed if its name says so.
+    """Yields (line number from 1, line with its end) of a file; one that ends in .gz is unpacked.
 
     Raises:
-        InputError: if it is missing, cannot be read, or is damaged.
+        InputError: the file is missing, cannot be read, or is damaged.
     """
     number = 0
     try:
@@ -173,8 +169,10 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _solid(path: str | Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """The rows without blank ones at the end; others are errors."""
+def _check_blank_lines(
+    path: str | Path, rows: Iterable[tuple[int, Any]]
+) -> Iterator[tuple[int, Any]]:
+    """Yields the rows without blank ones at the end; other blank ones are errors."""
     blank = 0
     for line, row in rows:
         if row and blank:
@@ -185,8 +183,8 @@ def _solid(path: str | Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[
             blank = blank or line
 
 
-def _without_end(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """The rows without empty ones at the end."""
+def _strip_end(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yields the rows without empty ones at the end."""
     empty: list[tuple[int, str]] = []
     for row in rows:
         empty.append(row)
@@ -196,19 +194,19 @@ def _without_end(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a TSV file; a field that is quoted as a whole, as pandas and `csv.writer` do, loses its quotes."""
+    """Yields rows of a TSV file; fields quoted as a whole, as by pandas, lose their quotes."""
     for line, text in _lines(path):
         fields = text.split("\t") if text else []
-        yield line, [_unquoted(field) for field in fields] if '"' in text else fields
+        yield line, [_unquote(field) for field in fields] if '"' in text else fields
 
 
-def _unquoted(field: str) -> str:
+def _unquote(field: str) -> str:
     match = QUOTED.fullmatch(field)
     return match[1].replace('""', '"') if match else field
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a CSV file; a quoted field may hold line breaks."""
+    """Yields rows of a CSV file; a quoted field may contain line breaks."""
     csv.field_size_limit(2**31 - 1)  # the default refuses documents of 128 kB
     reader = csv.reader((text + "\n" for _, text in _lines(path)), strict=True)
     while True:
@@ -222,13 +220,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, RawRecord]]:
-    """Records of rows under a header.
+    """Yields records of rows under a header.
 
     Columns without a name, such as an index of pandas, are left out.
     """
     header: list[str] = []
     named: dict[str, int] = {}
-    for line, row in _solid(path, rows):
+    for line, row in _check_blank_lines(path, rows):
         if not header:
             header = [name.strip() for name in row]
             names = [name for name in header if name]

@@ -1,4 +1,4 @@
-"""Hugging Face data sets by hub name, or a directory that `save_to_disk` wrote or that holds data files."""
+"""Opens Hugging Face data sets: by hub name, from `save_to_disk`, or a directory of data files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from embed_jax.data.sources.base import Records, class_names
 from embed_jax.data.sources.tfds import data_directory
 from embed_jax.errors import InputError, one_line, require
 
-# Contains every text that Python's `strip` empties: separators, control characters.
+# Matches every text that Python's `strip` empties: separators, control characters.
 BLANK = r"^[\pZ\pC\s]*$"
 NO_LABEL = r"^\s*-(1(\.0)?)?\s*$"
-ROWS = 65536  # looked at together
-SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+ROWS = 65536  # rows that are checked together
+SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records of a data set as they are; the split syntax of `datasets` works ("train[:10%]").
+    """Opens the raw records of a data set.
 
-    If there is a directory called like the hub name where TFDS keeps its data (EMBED_JAX_DATA), it
-    is read instead of the hub, whatever the revision: a copy of the repository with its README.md,
-    which says which files are which configuration and split.
+    If TFDS's data directory (EMBED_JAX_DATA) has a directory of the hub name, it is read instead of
+    the hub, whatever the revision. It is a copy of the repository with its README.md, which lists
+    the files of each configuration and split.
 
     Args:
         rest: "NAME[:CONFIG][@REVISION]" with a branch, tag or commit; "OWNER/NAME/FILE[@REVISION]"
             for one file of a repository; or "DIRECTORY[:CONFIG]".
+        split: the split, in the syntax of `datasets` ("train[:10%]").
     """
     require("datasets")
     import datasets
 
-    name, config, revision, file = _parts(rest)
+    name, config, revision, file = _parse_name(rest)
     try:
         if any((Path(name) / file).is_file() for file in SAVED):
             dataset = datasets.load_from_disk(name)
@@ -49,29 +50,29 @@ def open_source(rest: str, split: str) -> Records:
                 )
         else:
             dataset = datasets.load_dataset(
-                name, config, data_files=file, split=split, revision=revision, **cache(name)
+                name, config, data_files=file, split=split, revision=revision, **cache_options(name)
             )
     except Exception as error:  # from an unknown name to a missing network
-        raise _unreadable(rest, split, error) from None
+        raise _read_error(rest, split, error) from None
     return arrow_records(dataset)
 
 
 def arrow_records(dataset: Any) -> Records:
-    """The records of a `datasets.Dataset`, with the names of its classes."""
+    """Returns the records of a `datasets.Dataset`, with the names of its classes."""
     return Records(
         dataset,
         dict,
         range(len(dataset)),
         class_names=class_names(dataset.features),
-        suspects=lambda fields: _suspects(dataset, fields),
+        suspects=lambda fields: _find_suspects(dataset, fields),
     )
 
 
-def cache(*paths: str | Path) -> dict[str, str]:
-    """The argument `cache_dir` for what is on this disk: another one whenever a file has changed.
+def cache_options(*paths: str | Path) -> dict[str, str]:
+    """Returns the option `cache_dir` for local files, which changes whenever a file does.
 
     `datasets` keeps a converted copy under a name that does not depend on all of the content: with
-    `configs:` in a README.md it would return the records of files that have changed since.
+    `configs:` in a README.md it would return records of files as they were before a change.
     """
     require("datasets")
     import datasets
@@ -89,8 +90,8 @@ def cache(*paths: str | Path) -> dict[str, str]:
     return {"cache_dir": str(directory)} if files else {}
 
 
-def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
-    """The rows whose texts may be missing or blank, or whose label may say that there is none."""
+def _find_suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
+    """Finds the rows whose texts may be missing or blank, or that may have no gold label."""
     require("pyarrow")
     import pyarrow
     import pyarrow.compute
@@ -118,14 +119,14 @@ def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
 
 
 def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
-    """The records of `open_source` one by one, without downloading more than what is read.
+    """Returns an iterable of the records of `open_source`, and the names of classes.
 
-    And `class_names`.
+    Only the records that are read are downloaded.
     """
     require("datasets")
     import datasets
 
-    name, config, revision, file = _parts(rest)
+    name, config, revision, file = _parse_name(rest)
     if any((Path(name) / file).is_file() for file in SAVED):
         raw = open_source(rest, split)
         return raw, dict(raw.class_names)
@@ -134,23 +135,23 @@ def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[s
             name, config, data_files=file, split=split, revision=revision, streaming=True
         )
     except Exception as error:
-        raise _unreadable(rest, split, error) from None
+        raise _read_error(rest, split, error) from None
 
     def rows() -> Iterator[dict[str, Any]]:
         try:
             yield from dataset
         except Exception as error:
-            raise _unreadable(rest, split, error) from None
+            raise _read_error(rest, split, error) from None
 
     return rows(), class_names(dataset.features)
 
 
-def _unreadable(rest: str, split: str, error: Exception) -> InputError:
+def _read_error(rest: str, split: str, error: Exception) -> InputError:
     return InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}")
 
 
-def _parts(rest: str) -> tuple[str, str | None, str | None, str | None]:
-    """(name or directory, configuration, revision, file); None for what is not given."""
+def _parse_name(rest: str) -> tuple[str, str | None, str | None, str | None]:
+    """Parses a name to (name or directory, configuration, revision, file), None if absent."""
     name, _, config = rest.partition(":")
     if Path(name).is_dir():
         return name, config or None, None, None

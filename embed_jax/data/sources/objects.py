@@ -1,4 +1,4 @@
-"""Records from objects of Python: tuples, dicts, a DataFrame, a `datasets.Dataset`."""
+"""Makes records of Python objects: tuples, dicts, a DataFrame, a `datasets.Dataset`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from embed_jax.errors import InputError
 
 
 def python_records(rows: Any, columns: Sequence[str] = (), name: str = "pairs") -> list[RawRecord]:
-    """Records for training, the same as `open_records` makes of a file with these rows.
+    """Makes records for training, the same as `open_records` of a file with these rows.
+
+    >>> python_records([("a question", "its answer")])
+    [{'anchor': 'a question', 'positive': 'its answer'}]
 
     Args:
         rows: (anchor, positive[, negative, ...]) tuples, dicts, a pandas DataFrame or a
             `datasets.Dataset`. The texts of dicts have the usual names, or those of `columns`; else
             they are all fields in their order.
         columns: see `open_records`.
-        name: what errors call the rows.
+        name: the name of the rows in errors.
 
     Raises:
-        InputError: naming the first row that cannot be used.
+        InputError: a row cannot be used; the message gives the index of the first one.
     """
     classes = class_names(getattr(rows, "features", None))
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a DataFrame

@@ -1,4 +1,4 @@
-"""Data sets by name: records for training, and raw records for evaluations."""
+"""Opens data sets by name: records for training, and raw records for evaluations."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from embed_jax.registry import OWN, REGISTRY, lookup, unknown
 def open_records(
     name: str, split: str = "train", columns: Sequence[str] = ()
 ) -> Sequence[dict[str, Any]]:
-    """Opens a data set for training; README.md in `embed_jax.data` says what becomes of odd values.
+    """Opens a data set for training; README.md in `embed_jax.data` lists how values are cleaned.
 
-    Records without a text that they need, or said to have no gold label, are left out, which a
-    warning counts. Data in memory are checked as a whole; of others, a record with a bad value is
+    Records that lack a text, or are marked to have no gold label, are left out, and a warning
+    counts them. Data in memory are checked as a whole; in other data, a record with a bad value is
     an error when it is read.
 
     Args:
         name: "python_docs"; one of `recipes.recipes()`, such as "snli";
             "tfds:NAME[/CONFIG][:VERSION]"; "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY";
             "array_record:PATTERN" or "parquet:PATTERN" for sharded files, or their directory; else
-            a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files called
-            SPLIT.jsonl and so on. A directory called like a data set is "./snli". Or
-            "MODULE:FUNCTION[:REST]": what `FUNCTION(REST, split)` of your own module returns, a
-            sequence of dicts.
-        split: which part of it.
+            a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files SPLIT.jsonl and
+            so on. A directory with the name of a data set is "./snli". "MODULE:FUNCTION[:REST]" is
+            the sequence of dicts that `FUNCTION(REST, split)` of any importable module returns.
+        split: the split of the data set.
         columns: the names of the columns that are the anchor, the positive and the negatives, or of
-            the only text; none: by the usual names. Case does not matter.
+            the only text; empty: the usual names. Case does not matter.
 
     Returns:
         Records with random access.
 
     Raises:
-        InputError: a name, a split or a file that cannot be used.
+        InputError: the name, the split or a file cannot be used.
     """
     kind, rest = _source(name)
     if kind == "file":
@@ -56,9 +55,9 @@ def open_records(
 def iter_records(
     name: str, split: str = "train", columns: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """The records of `open_records` one by one.
+    """Yields the records of `open_records` one by one.
 
-    A file or data set of the hub may be larger than memory and disk.
+    A file or a data set of the hub may be larger than memory, the latter also than the disk.
     """
     kind, rest = _source(name)
     if kind == "file":
@@ -74,10 +73,10 @@ def iter_records(
 
 
 def open_raw(name: str, split: str = "train", columns: Sequence[str] = ()) -> Records:
-    """The records of a data set as they are, for readers with their own fields.
+    """Opens the raw records of a data set, for readers with their own fields.
 
     Raises:
-        InputError: a name, a split or a file that cannot be used, or an empty split.
+        InputError: the name, the split or a file cannot be used, or the split is empty.
     """
     kind, rest = _source(name)
     extra = (columns,) if kind == "parquet" else ()
@@ -92,15 +91,15 @@ def open_raw(name: str, split: str = "train", columns: Sequence[str] = ()) -> Re
 
 
 def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Sequence[RawRecord]:
-    """Records without those to leave out, cleaned at once if they are a list, else when they are read.
+    """Cleans records: at once if they are a list, else when they are read.
 
     Args:
-        raw: the records as they are.
-        name: what the warning calls them.
+        raw: the raw records.
+        name: their name in the warning about records that are left out.
         columns: see `open_records`.
 
     Raises:
-        InputError: if the first record is of no known kind, or none is left.
+        InputError: the kind of the first record is unknown, or no record is left.
     """
     cleaner = Cleaner(columns, raw.class_names)
     if isinstance(raw.source, list):
@@ -138,16 +137,16 @@ def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> RawRecor
 def iter_clean(
     rows: Iterable[tuple[str, Mapping[str, Any]]], cleaner: Cleaner, name: str, header: str = ""
 ) -> Iterator[tuple[int, RawRecord]]:
-    """(position, record) of the rows that are not left out; what is left out is counted at the end.
+    """Yields (position, record) of the rows that are not left out, and warns at the end.
 
     Args:
         rows: (place, raw record) pairs.
-        cleaner: for these rows.
-        name: of the data set, for messages.
-        header: where the fields are named, if elsewhere.
+        cleaner: the cleaner of these rows.
+        name: the name of the data set in messages.
+        header: the place where the fields are named, if it is another one.
 
     Raises:
-        InputError: for a bad record, no records, or if none is left.
+        InputError: a record is bad, there are no records, or no record is left.
     """
     total = 0
     for total, (where, raw) in enumerate(rows, 1):
@@ -167,10 +166,10 @@ def _report(cleaner: Cleaner, name: str, total: int) -> None:
 
 
 def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, RawRecord]]:
-    """(line, record) of a file, for training.
+    """Yields (line, record) of a file, for training.
 
     Raises:
-        InputError: for anything that is wrong with the file, its fields or a line.
+        InputError: the file, its fields or a line is not valid.
     """
     lines: list[int] = []
 
@@ -179,22 +178,19 @@ def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[i
             lines[:] = [line]
             yield f"{path}:{line}", row
 
-    table = file_format(Path(path)) in (".tsv", ".csv")  # whose fields are those of its header
+    table = file_format(Path(path)) in (".tsv", ".csv")  # the fields are named in its header
     header = f"{path}:1" if table else ""
     for _, record in iter_clean(rows(), Cleaner(columns), str(path), header):
         yield lines[0], record
 
 
 def read_table(path: str | Path) -> list[RawRecord]:
-    """All records of a file, for training."""
+    """Reads all records of a file, for training."""
     return [record for _, record in read_file(path)]
 
 
 def place_in_file(name: str, split: str, index: int, columns: Sequence[str] = ()) -> str:
-    """ "FILE:LINE" of a record of `open_records` by its position.
-
-    "" if the records are not a file's.
-    """
+    """Returns "FILE:LINE" of a record of `open_records` by its position; "" if it has no file."""
     kind, rest = _source(name)
     path = find_file(rest, split) if kind == "file" else Path()
     if not path.is_file():
@@ -221,5 +217,5 @@ def _source(name: str) -> tuple[str, str]:
             )
         return "file", name
     if there:
-        warn(f"{name} is the data set of that name; write ./{name} for what is called so here")
+        warn(f"{name} is the data set of that name; write ./{name} for the local file or directory")
     return "recipe", name

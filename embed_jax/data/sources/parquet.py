@@ -1,9 +1,9 @@
 """Parquet files, one or many: random access through a memory-mapped copy.
 
-Parquet is compressed in groups of many rows, of which none can be read by itself. On first use
-`datasets` therefore writes a copy as Arrow to its cache (HF_DATASETS_CACHE): disk for the columns'
-uncompressed size, and the time to write it once. Later uses find the copy. A row is then read where
-it lies, about 0.02 ms, and memory holds none of them.
+Parquet is compressed in groups of many rows, so a single row cannot be read by itself. On first use
+`datasets` therefore writes a copy as Arrow to its cache (HF_DATASETS_CACHE), which costs disk space
+of the columns' uncompressed size, and the time to write it. Later uses find the copy. A row is then
+read from it in about 0.02 ms, and none is kept in memory.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from pathlib import Path
 
 from embed_jax.data.records import KNOWN
 from embed_jax.data.sources.base import Records
-from embed_jax.data.sources.hf import arrow_records, cache
+from embed_jax.data.sources.hf import arrow_records, cache_options
 from embed_jax.data.sources.shards import find_shards, shard_places
 from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
-    """The records, as they are, of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`.
+    """Opens the raw records of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`.
 
-    Columns of no use are not copied.
+    Columns that training does not use are not copied.
 
     Raises:
-        InputError: no such files, one that cannot be read or has other columns than the first.
+        InputError: there are no such files, or one cannot be read or has other columns than the
+            first.
     """
     require("datasets")
     import datasets
@@ -36,7 +37,7 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
     try:
         files = [os.path.abspath(path) for path in paths]
         dataset = datasets.load_dataset(
-            "parquet", data_files=files, columns=used, split="train", **cache(*files)
+            "parquet", data_files=files, columns=used, split="train", **cache_options(*files)
         )
     except Exception as error:  # from a full disk to a damaged page
         cause = error.__cause__ or error
@@ -46,15 +47,15 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
 
 
 def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The columns of use, which all files have, and how many rows each file holds.
+    """Reads the columns to use, which all files have, and each file's number of rows.
 
-    From the files' footers.
+    They are in the files' footers.
     """
     require("pyarrow")
     import pyarrow
     import pyarrow.parquet
 
-    wanted_columns = KNOWN | {name.strip().lower() for name in named}
+    known_names = KNOWN | {name.strip().lower() for name in named}
     columns: list[str] = []
     counts = []
     for path in paths:
@@ -68,7 +69,7 @@ def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[s
         known = [
             name
             for name in names
-            if name.strip().lower() in wanted_columns or name.strip().lower().startswith("negative")
+            if name.strip().lower() in known_names or name.strip().lower().startswith("negative")
         ]
         columns = columns or known
         if set(known) != set(columns):

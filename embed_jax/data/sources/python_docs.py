@@ -1,8 +1,8 @@
-"""python_docs: the documentation of the running Python's own standard library, a real task of code search.
+"""python_docs: code search in the standard library of the running Python, by its documentation.
 
 A pair is the first sentence of a function's or method's docstring, and its source without the
-docstring. All pairs of a module are on one side of the split, by a stable hash of the module's
-name, and no source stands on two sides.
+docstring. All pairs of a module are in one split, by a stable hash of the module's name, and no
+source is in two splits.
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str) -> list[dict[str, str]]:
-    """The records (id, module, anchor, positive) of a split, from a TFDS data set that is made on first use."""
+    """Reads the records (id, module, anchor, positive) of a split.
+
+    They are from a TFDS data set that is made on first use.
+    """
     if rest:
         raise InputError(f"python_docs takes no name after it, found {rest!r}")
     if split not in SPLITS:
         raise InputError(f"python_docs has no split {split!r}; known: {', '.join(SPLITS)}")
-    source = prepared_builder().as_data_source(split=split)
+    source = prepare_builder().as_data_source(split=split)
     return [{name: text.decode() for name, text in record.items()} for record in source]
 
 
 def python_docs_task(split: str) -> SearchTask:
-    """The split as search: corpus {id: source}, queries {id: sentence}, relevance by ids.
+    """Returns a split as a retrieval task.
 
-    Relevance is {query id: {document id: 1}}. Functions that begin with the same sentence are all relevant to it.
+    It has the corpus {id: source}, queries {id: sentence}, and relevance {query id: {document id:
+    1}}. Functions that begin with the same sentence are all relevant to it.
     """
     return retrieval_task(open_source("", split))
 
 
 def python_docs_fingerprint() -> str:
-    """16 hex digits of the content of all splits: equal fingerprints mean comparable results."""
+    """Returns 16 hex digits of the content of all splits; equal ones make results comparable."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for record in open_source("", split):
@@ -47,26 +51,25 @@ def python_docs_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def prepared_builder() -> Any:
-    """The TFDS builder for the running Python, its data written on the first call.
+def prepare_builder() -> Any:
+    """Returns the TFDS builder for the running Python, and writes its data on the first call.
 
-    Needs no network.
-
-    The data go where TFDS keeps its own: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets.
+    It needs no network. The data are written to TFDS's data directory: EMBED_JAX_DATA,
+    TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     import fcntl
 
     require("tensorflow_datasets")
     from embed_jax.data.sources.python_docs_builder import PythonDocs, download_config
-    from embed_jax.data.sources.tfds import data_directory, quiet
+    from embed_jax.data.sources.tfds import data_directory, silence_tfds
 
     root, directory = Path(sysconfig.get_path("stdlib")), data_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # One process writes, others wait and find it done.
+        # One process writes; others wait, and then find the data.
         with (
             contextlib.redirect_stdout(io.StringIO()),
-            quiet(),
+            silence_tfds(),
             (directory / ".python_docs.lock").open("a") as lock,
         ):
             fcntl.flock(lock, fcntl.LOCK_EX)

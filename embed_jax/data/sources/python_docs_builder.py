@@ -1,7 +1,4 @@
-"""The TFDS builder of python_docs.
-
-Its own file, since TensorFlow Datasets is imported when it is used.
-"""
+"""The TFDS builder of python_docs; a file by itself, since it imports TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -14,11 +11,13 @@ import tensorflow_datasets as tfds
 from embed_jax.data.sources import docstrings
 
 # Written into the data set; a change of it is not a change of the data.
-DESCRIPTION = """The documentation of the running Python's own standard library, a real task of code search."""
+DESCRIPTION = (
+    "The documentation of the running Python's own standard library, a real task of code search."
+)
 
 
 class PythonDocs(tfds.core.GeneratorBasedBuilder):
-    """First sentences of docstrings, and the functions they describe, from the running Python's library."""
+    """First sentences of docstrings, and the functions that they describe."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -44,7 +43,7 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
         pairs = docstrings.extract_pairs(Path(sysconfig.get_path("stdlib")))
         sides = {split: [] for split in docstrings.SPLITS}
         for pair in pairs:
-            sides[docstrings.split_of(pair.module)].append(pair)
+            sides[docstrings.choose_split(pair.module)].append(pair)
         return {split: self._generate_examples(side) for split, side in sides.items()}
 
     def _generate_examples(self, pairs: list[docstrings.DocumentedFunction]):
@@ -53,7 +52,7 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
 
 def download_config() -> tfds.download.DownloadConfig:
-    """Nothing is downloaded, and no mirror is asked whether it has the data."""
+    """Returns a configuration that downloads nothing, and asks no mirror for the data."""
     return tfds.download.DownloadConfig(
         try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
     )

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from embed_jax.data.pairs import NLI_LABELS, of_record
+from embed_jax.data.pairs import NLI_LABELS, apply_to_record
 from embed_jax.data.sources.base import Records
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
@@ -21,15 +21,15 @@ NLI_COLUMNS = {name: name for name in ("premise", "hypothesis", "label")}
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A public data set and how its records become ours.
+    """A public data set, and the mapping of its records to ours.
 
     Attributes:
-        source: as `open_records` takes it: "tfds:NAME:VERSION", "hf:NAME:CONFIG@REVISION"; "@main"
-            is the newest.
-        columns: its names for columns, and ours; further columns are left out.
-        splits: our names for splits, and its.
-        licence: what is known of it.
-        labels: what the integers of `label` from 0 up mean.
+        source: its name for `open_records`: "tfds:NAME:VERSION", "hf:NAME:CONFIG@REVISION"; "@main"
+            is the newest revision.
+        columns: its names of columns -> ours; other columns are left out.
+        splits: our names of splits -> its names.
+        licence: its licence, as far as it is known.
+        labels: the meaning of 0, 1, ... in `label`.
         scale: the smallest and the largest `score`.
     """
 
@@ -50,8 +50,7 @@ _RECIPES = {
         licence="CC BY-SA 4.0",
         labels=tuple(NLI_LABELS),
     ),
-    # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no
-    # labels.
+    # GLUE's copy, whose test data have no labels; TFDS needs TensorFlow for its own.
     "multinli": Recipe(
         f"hf:nyu-mll/glue:mnli@{GLUE}",
         NLI_COLUMNS,
@@ -123,20 +122,19 @@ _RECIPES = {
 
 
 def recipes() -> Mapping[str, Recipe]:
-    """All named data sets."""
+    """Returns all named data sets."""
     return types.MappingProxyType(_RECIPES)
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of a named data set under our names.
+    """Opens the raw records of a named data set, with our names of columns.
 
-    The split syntax of its source works ("train[:10%]").
-
-    To find those without a label, `open_records` reads those of TFDS once (13 s for SNLI).
+    The split syntax of its source works ("train[:10%]"). To find records without a label,
+    `open_records` reads those of TFDS once (13 s for SNLI).
 
     Raises:
-        InputError: no such data set or split, columns that are not there, or what the source
-            raises.
+        InputError: there is no such data set or split, a column is missing, or the source cannot be
+            read.
     """
     if rest not in _RECIPES:
         raise InputError(unknown("data set", rest, _RECIPES))
@@ -147,7 +145,7 @@ def open_source(rest: str, split: str) -> Records:
     kind, _, source = recipe.source.partition(":")
     records = lookup("source", kind)(source, recipe.splits[name] + bracket + part)
     if len(records):
-        of_record(lambda record: _check_columns(recipe, record), records[0], 0)
+        apply_to_record(lambda record: _check_columns(recipe, record), records[0], 0)
     ours, suspects = {ours: column for column, ours in recipe.columns.items()}, records.suspects
     names = {"label": recipe.labels} if recipe.labels else {}
     names |= {
@@ -157,13 +155,13 @@ def open_source(rest: str, split: str) -> Records:
     }
     return dataclasses.replace(
         records,
-        decode=lambda value: _renamed(recipe.columns, records.decode(value)),
+        decode=lambda value: _rename_columns(recipe.columns, records.decode(value)),
         class_names=names,
         suspects=suspects and (lambda names: suspects([ours.get(name, name) for name in names])),
     )
 
 
-def _renamed(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_columns(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: record[column] for column, ours in columns.items()}
 
 

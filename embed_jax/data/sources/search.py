@@ -1,4 +1,4 @@
-"""Search with known answers, by name."""
+"""Opens retrieval tasks by name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from embed_jax.data.sources.beir import read_beir, read_hub
 
 
 def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
-    """Corpus, queries and relevance judgements of "python_docs", a directory in BEIR's layout, or "hf:NAME".
+    """Opens a retrieval task: its corpus, queries and relevance judgements.
+
+    Args:
+        name: "python_docs", a directory in BEIR's layout, or "hf:NAME".
+        split: the split of the judgements.
 
     Raises:
-        InputError: for what cannot be read, and judgements of unknown ids.
+        InputError: the data cannot be read, or judgements have unknown ids.
     """
     if name == "python_docs":
         from embed_jax.data.sources.python_docs import python_docs_task

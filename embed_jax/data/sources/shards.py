@@ -1,4 +1,4 @@
-"""Shared parts of sources of many files: which files, and the place of record i."""
+"""Shared parts of sources of many files: finding the files, and the place of record i."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Shards:
 
     Attributes:
         paths: the files.
-        ends: how many records a file and those before it hold.
-        read: (number of a file, number of a record in it) -> the record, undecoded.
+        ends: the number of records in each file and those before it.
+        read: (index of a file, index of a record in it) -> the undecoded record.
     """
 
     paths: Sequence[Path]
@@ -38,16 +38,18 @@ class Shards:
 
 
 def find_shards(rest: str, split: str, ending: str) -> list[Path]:
-    """The files of a split, by name.
+    """Finds the files of a split, in the order of their names.
 
     Args:
-        rest: a directory, in which they are called SPLIT.ENDING or SPLIT-*.ENDING; or a pattern
-            with `*` and so on, in which {split} stands for the split's name. Without it, the files
+        rest: a directory, whose files are named SPLIT.ENDING or SPLIT-*.ENDING; or a pattern with
+            wildcards, in which {split} is replaced by the split's name. Without {split}, the files
             are those of "train".
-        ending: of the files in a directory, with its dot.
+        split: the split's name.
+        ending: the ending of the files in a directory, with its dot.
 
     Raises:
-        InputError: no such files, or shards of different sets ("-of-00004" and "-of-00008").
+        InputError: there are no such files, or they are shards of different sets ("-of-00004" and
+            "-of-00008").
     """
     if Path(rest).is_dir():
         pattern = re.compile(rf"{re.escape(split)}(-.*)?{re.escape(ending)}")
@@ -78,7 +80,7 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
 
 
 def shard_places(paths: Sequence[Path], counts: Sequence[int]) -> Callable[[int], str]:
-    """The function that says where a record lies: "FILE, record 7"."""
+    """Returns a function that gives the place of a record by its index: "FILE, record 7"."""
     ends = np.cumsum(counts)
 
     def place(index: int) -> str:
@@ -89,6 +91,6 @@ def shard_places(paths: Sequence[Path], counts: Sequence[int]) -> Callable[[int]
 
 
 def _locate(ends: np.ndarray, index: int) -> tuple[int, int]:
-    """(number of a file, number in it) of a record."""
+    """Returns (index of a file, index in it) of a record."""
     shard = int(np.searchsorted(ends, index, side="right"))
     return shard, index - (int(ends[shard - 1]) if shard else 0)

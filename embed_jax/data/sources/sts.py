@@ -1,4 +1,4 @@
-"""Pairs of sentences with people's scores, for evaluation: files, TFDS or the hub."""
+"""Reads pairs of sentences with human scores, for evaluation: from files, TFDS or the hub."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from embed_jax.data.sources.rows import Row
 from embed_jax.errors import InputError
 
 SENTENCES = ("sentence1", "sentence2")
-SCORES = ("score", "similarity_score", "label")  # what data sets of the hub and of TFDS call it
+SCORES = ("score", "similarity_score", "label")  # names in data sets of the hub and of TFDS
 StsColumns = tuple[list[str], list[str], list[float], list[str]]
 
 
 def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0, 5)) -> StsColumns:
-    """First sentences, second sentences, scores, and each pair's subset ("" without one).
+    """Reads first sentences, second sentences, scores, and each pair's subset ("" without one).
 
     Args:
         data: a file with the columns score, sentence1, sentence2 and optionally subset; a directory
-            with such a file called SPLIT.tsv and so on; "tfds:NAME" or "hf:NAME" with those
-            columns, the score also as "label".
-        split: which part of it; a file is taken whole.
-        scale: lowest and highest score there may be.
+            with such a file SPLIT.tsv or the like; "tfds:NAME" or "hf:NAME" with those columns,
+            where the score may be called "label".
+        split: the split; a file is read as a whole.
+        scale: the lowest and the highest possible score.
 
     Raises:
-        InputError: for what cannot be read, a sentence or score that is missing, and the first
-            score outside of the scale.
+        InputError: the data cannot be read, a sentence or score is missing, or a score is outside
+            of the scale.
     """
     if data.startswith(("tfds:", "hf:")):
         raw = open_raw(data, split)
@@ -41,11 +41,11 @@ def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0,
 
 
 def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> StsColumns:
-    """A file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
+    """Reads a file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
 
     Returns:
-        First sentences, second sentences, scores, and the name of the subset of each pair ("" if
-        there are none).
+        First sentences, second sentences, scores, and the name of each pair's subset ("" without
+        subsets).
     """
     rows = (Row(f"{path}:{line}", row) for line, row in iter_rows(path))
     return _columns(rows, str(path), SCORES[:1], scale)

@@ -1,9 +1,9 @@
-"""Data of evaluations: labelled texts and pairs, candidates of queries, translations, summaries.
+"""Reads data of evaluations: labelled texts and pairs, reranking, translations, summaries.
 
-`data` is a file, used whatever the split; a directory with a file called SPLIT.jsonl, .tsv or .csv
-(each also .gz); or "tfds:NAME", "hf:NAME[:CONFIG][@REVISION]" and other sources with a prefix,
-whose fields are those of mteb's data sets. Lists are in JSONL only. In a file an `_id` or `id`
-stands once. Errors say the file and line, or the number of the record.
+`data` is a file, used whatever the split; a directory with a file SPLIT.jsonl, .tsv or .csv (each
+also .gz); or "tfds:NAME", "hf:NAME[:CONFIG][@REVISION]" and other sources with a prefix, whose
+fields are those of mteb's data sets. Lists are in JSONL only. In a file each `_id` or `id` must be
+unique. Errors have the file and line, or the record's index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.records import is_missing, key_text, plain
+from embed_jax.data.records import clean_key, is_missing, to_python
 from embed_jax.data.sources.files import find_file, iter_rows
 from embed_jax.data.sources.opening import open_raw
 from embed_jax.data.sources.rows import Row
@@ -23,11 +23,10 @@ IDS = ("_id", "id")
 
 
 def read_rows(data: str, split: str) -> list[Row]:
-    """All records of a split, one at least.
+    """Reads all records of a split.
 
     Raises:
-        InputError: for data that cannot be read, an empty split, or an id of a file that stands
-            twice.
+        InputError: the data cannot be read, the split is empty, or a file has an id twice.
     """
     rows = list(_file_rows(data, split) if _is_file(data) else _source_rows(data, split))
     if not rows:
@@ -41,12 +40,12 @@ def describe_split(data: str, split: str) -> str:
 
 
 def read_labelled_texts(data: str, split: str, label: str = "label") -> tuple[list[str], list[str]]:
-    """Texts and their labels: fields `text` and `label`, or the one named.
+    """Reads texts and their labels, from the fields `text` and `label` (or another name).
 
-    Labels are texts, also where numbers are.
+    Labels are returned as texts, numbers too.
     """
     rows = read_rows(data, split)
-    return _solid([row.text("text") for row in rows], data, split), [
+    return _check_texts([row.text("text") for row in rows], data, split), [
         row.label(label) for row in rows
     ]
 
@@ -54,11 +53,11 @@ def read_labelled_texts(data: str, split: str, label: str = "label") -> tuple[li
 def read_text_sets(
     data: str, split: str, label: str = ""
 ) -> tuple[list[list[str]], list[list[tuple[str, ...]]]]:
-    """Sets of texts, and each text's labels from the coarsest level to the finest.
+    """Reads sets of texts, and each text's labels from the coarsest level to the finest.
 
-    Fields `text` (or `sentences`) and `label` (or `labels`), or the one named. Where the first
+    The fields are `text` (or `sentences`) and `label` (or `labels`, or another name). If the first
     record's text is a list, each record is a set, with a list of labels; else all records are one
-    set, and a list is the labels of one text.
+    set, and a list has the labels of one text.
     """
     rows, names, kinds = (
         read_rows(data, split),
@@ -73,7 +72,7 @@ def read_text_sets(
         return tuple(row.as_label(label, kinds) for label in values)
 
     if not isinstance(rows[0].value(*names), list):
-        texts = _solid([row.text(*names) for row in rows], data, split)
+        texts = _check_texts([row.text(*names) for row in rows], data, split)
         return [texts], [[levels(row, row.value(*kinds)) for row in rows]]
     texts = [row.texts(*names) for row in rows]
     labels = [[levels(row, value) for value in row.values(*kinds)] for row in rows]
@@ -87,11 +86,10 @@ def read_text_sets(
 
 
 def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], list[int]]:
-    """First texts, second texts, and labels 1 (a pair) or 0, some of each.
+    """Reads first texts, second texts, and labels 1 (a pair) or 0, some of each.
 
-    `sentence1`, `sentence2`, `label`.
-
-    Or records of lists of them; `labels` is read too.
+    The fields are `sentence1`, `sentence2` and `label` (or `labels`); a record may also have lists
+    of them.
     """
     first: list[str] = []
     second: list[str] = []
@@ -114,15 +112,16 @@ def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], li
             f"{describe_split(data, split)}: expected labels 0 and 1, some of each, found only "
             f"{set(labels)}"
         )
-    return _solid(first, data, split), second, labels
+    return _check_texts(first, data, split), second, labels
 
 
 def read_reranking(
     data: str, split: str
 ) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
-    """Each record's queries (one, or several that mean the same), positives and negatives, which may be none.
+    """Reads each record's queries, positives and negatives; the latter two may be empty.
 
-    Fields `query` (a string or a list), and the lists `positive` and `negative`.
+    The fields are `query` (a string, or a list of queries that mean the same), and the lists
+    `positive` and `negative`.
     """
     rows = read_rows(data, split)
     queries = [
@@ -138,9 +137,9 @@ def read_reranking(
 def read_bitext(
     data: str, split: str, source: str = "", target: str = ""
 ) -> tuple[list[str], list[str]]:
-    """Sentences and their translations, from the columns named.
+    """Reads sentences and their translations from two columns.
 
-    Without names: `sentence1` and `sentence2`, or else the two columns that there are.
+    Without names these are `sentence1` and `sentence2`, or else the only two columns.
     """
     rows = read_rows(data, split)
     if bool(source) != bool(target) or (source and source == target):
@@ -158,7 +157,7 @@ def read_bitext(
                 f"target with two of their names, found {', '.join(field_names) or 'none'}"
             )
         source, target = names
-    return _solid([row.text(source) for row in rows], data, split), [
+    return _check_texts([row.text(source) for row in rows], data, split), [
         row.text(target) for row in rows
     ]
 
@@ -166,9 +165,9 @@ def read_bitext(
 def read_summaries(
     data: str, split: str
 ) -> tuple[list[str], list[list[str]], list[list[str]], list[list[float]]]:
-    """Texts, each one's summaries by people and by machines, and a rating of each of the latter.
+    """Reads texts, their summaries by people and by machines, and a rating of each of the latter.
 
-    Fields `text`, and the lists `human_summaries`, `machine_summaries` and `relevance`.
+    The fields are `text`, and the lists `human_summaries`, `machine_summaries` and `relevance`.
     """
     rows = read_rows(data, split)
     human, machine = (
@@ -203,9 +202,9 @@ def _file_rows(data: str, split: str) -> Iterator[Row]:
     path, lines = _path(data, split), {}
     for line, record in iter_rows(path):
         row = Row(f"{path}:{line}", record)
-        key = next((record[key] for key in IDS if not is_missing(plain(record.get(key)))), None)
+        key = next((record[key] for key in IDS if not is_missing(to_python(record.get(key)))), None)
         if key is not None:
-            key = key_text(key, f"{row.where}: id")
+            key = clean_key(key, f"{row.where}: id")
             if lines.setdefault(key, line) != line:
                 raise InputError(
                     f"{row.where}: the id {key!r} stands twice, also in line {lines[key]}"
@@ -220,8 +219,8 @@ def _source_rows(data: str, split: str) -> Iterator[Row]:
         yield Row(where, raw[index], raw.class_names)
 
 
-def _solid(texts: list[str], data: str, split: str) -> list[str]:
-    """The texts, not all of which may be empty."""
+def _check_texts(texts: list[str], data: str, split: str) -> list[str]:
+    """Checks that not all texts are empty, and returns them."""
     if not any(text.strip() for text in texts):
         raise InputError(f"{describe_split(data, split)}: all of {len(texts)} texts are empty")
     return texts

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets by name, without TensorFlow: only data sets stored as array_record."""
+"""Opens TensorFlow Datasets by name, without TensorFlow: only data sets stored as array_record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded.
+    """Opens the raw records of `tfds:NAME[/CONFIG][:VERSION]`, with bytes decoded.
 
     TFDS's split syntax works ("train[:10%]").
     """
@@ -24,26 +24,25 @@ def open_source(rest: str, split: str) -> Records:
     import tensorflow_datasets as tfds
 
     try:
-        with quiet():
+        with silence_tfds():
             source = tfds.data_source(rest, split=split, data_dir=os.fspath(data_directory()))
             names = class_names(source.dataset_info.features)
             return Records(source, decode_record, range(len(source)), class_names=names)
-    except (
-        Exception
-    ) as error:  # from an unknown name to a download that needs a network or TensorFlow
+    # From an unknown name to a download that needs a network or TensorFlow.
+    except Exception as error:
         raise InputError(
             f"tfds:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
         ) from None
 
 
 def data_directory() -> Path:
-    """Returns the directory of TFDS data sets: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Returns TFDS's data directory: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets."""
     named = os.environ.get("EMBED_JAX_DATA") or os.environ.get("TFDS_DATA_DIR")
     return Path(named or "~/tensorflow_datasets").expanduser()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_tfds() -> Iterator[None]:
     """Keeps TFDS from logging and from drawing progress bars."""
     require("tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -59,7 +58,7 @@ def quiet() -> Iterator[None]:
 
 
 def decode_record(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with texts as str, numbers as Python's own, and sequences as lists."""
+    """Returns the record with texts as str, numbers of Python's types, and sequences as lists."""
     return {name: _decode(value) for name, value in record.items()}
 
 

@@ -138,13 +138,13 @@ def test_no_module_and_no_source_on_two_sides(prepared):
         assert sum(map(len, values)) == len(set.union(*values))
     for split, side in sides.items():
         assert len(side) >= 0.05 * total
-        assert all(docstrings.split_of(record["module"]) == split for record in side)
+        assert all(docstrings.choose_split(record["module"]) == split for record in side)
         assert all(record["anchor"] and record["positive"] for record in side)
 
 
 def test_a_module_stays_on_its_side_for_ever():
     sides = {"tkinter": "train", "json.decoder": "validation", "json": "test"}
-    assert {module: docstrings.split_of(module) for module in sides} == sides
+    assert {module: docstrings.choose_split(module) for module in sides} == sides
 
 
 def test_retrieval_task(prepared):
@@ -160,7 +160,7 @@ def test_retrieval_task(prepared):
 def test_it_is_a_tfds_data_set(prepared):
     import numpy as np
 
-    builder = python_docs.prepared_builder()
+    builder = python_docs.prepare_builder()
     assert builder.name == "python_docs" and builder.builder_config.name.startswith("python3.")
     assert set(builder.info.splits) == set(docstrings.SPLITS)
     source = builder.as_data_source(split="validation")

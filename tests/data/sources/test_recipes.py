@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 def make_tfds(root, raw):
     from embed_jax.data.sources.python_docs_builder import download_config
-    from embed_jax.data.sources.tfds import quiet
+    from embed_jax.data.sources.tfds import silence_tfds
 
     def table(name, rows):
         lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
@@ -54,7 +54,7 @@ def make_tfds(root, raw):
         return table(f"{name}.tsv", rows)
 
     def prepare(name, splits):
-        with quiet():
+        with silence_tfds():
             builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
             builder._split_generators = lambda _: {
                 split: builder._generate_examples(path) for split, path in splits.items()

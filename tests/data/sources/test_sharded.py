@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import RecordSource, batch_maker, training_batches
+from embed_jax.data.pipeline import RecordSource, make_batch_maker, training_batches
 from embed_jax.data.records import Cleaner
 from embed_jax.data.sources import iter_records, open_records, record_fields
 from embed_jax.data.sources.array_record import write_array_record
@@ -85,7 +85,9 @@ def test_batches_are_those_of_jsonl(tmp_path, source, made_records, tokenizer_di
         source = RecordSource(records, record_fields(records))
         tokenizers = {"encoder": load_tokenizer(tokenizer_directory, 16)}
         order = make_order([len(records)], 8, 3)
-        maker = batch_maker([source], tokenizers=tokenizers, batch_size=8, groups=2, row_length=32)
+        maker = make_batch_maker(
+            [source], tokenizers=tokenizers, batch_size=8, groups=2, row_length=32
+        )
         return training_batches(maker, order)[7]
 
     mine, expected = batch(f"{source}:{tmp_path}"), batch(str(tmp_path / "train.jsonl"))
