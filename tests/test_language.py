@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folders and files that are still to be reworded; a folder leaves the list for good.
-UNFINISHED: tuple[str, ...] = ()
-
 FOLDERS = ("embed_jax", "experiments", "configs", "scripts", "tests")
 
 # Idioms -> ordinary English. Searched in docstrings, comments, strings and README files.
@@ -130,24 +127,13 @@ def _files(folders: list[str]) -> list[Path]:
     return sorted(file for file in files if file != Path(__file__).resolve())
 
 
-def _is_finished(path: Path) -> bool:
-    name = str(path.relative_to(ROOT))
-    return not any(name == part or name.startswith(f"{part}/") for part in UNFINISHED)
-
-
 @pytest.mark.parametrize("folder", [*FOLDERS, "README.md"])
 def test_plain_english(folder):
     assert [
         f"{path.relative_to(ROOT)}:{problem}"
         for path in _files([folder])
-        if _is_finished(path)
         for problem in problems(path)
     ] == []
-
-
-@pytest.mark.parametrize("part", UNFINISHED)
-def test_the_list_of_unfinished_folders_only_shrinks(part):
-    assert any(problems(path) for path in _files([part]))
 
 
 def test_a_broken_rule_is_seen(tmp_path):

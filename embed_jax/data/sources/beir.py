@@ -1,4 +1,4 @@
-"""Reads retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, also .gz."""
+"""Retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each also .gz."""
 
 from __future__ import annotations
 

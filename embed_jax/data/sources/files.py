@@ -1,4 +1,4 @@
-"""Reads data files in UTF-8: JSONL, TSV or CSV with a header, plain text; any of them also .gz.
+"""Data files in UTF-8: JSONL, TSV or CSV with a header, plain text; any of them also .gz.
 
 Errors name file and line. Blank lines are errors except at the end of a file, and in plain text.
 """

@@ -1,4 +1,4 @@
-"""Opens Hugging Face data sets: by hub name, from `save_to_disk`, or a directory of data files."""
+"""Hugging Face data sets: by hub name, from `save_to_disk`, or a directory of data files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python_docs: code search in the standard library of the running Python, by its documentation.
+"""Code search in the standard library of the running Python, by its documentation.
 
 A pair is the first sentence of a function's or method's docstring, and its source without the
 docstring. All pairs of a module are in one split, by a stable hash of the module's name, and no

@@ -1,4 +1,4 @@
-"""Opens TensorFlow Datasets by name, without TensorFlow: only data sets stored as array_record."""
+"""TensorFlow Datasets by name, without TensorFlow: only data sets stored as array_record."""
 
 from __future__ import annotations
 
