@@ -30,6 +30,10 @@ def sentence_bias(
     so padding sees padding: every row of the softmax has a slot to look at and none becomes NaN;
     the results at padding are never pooled.
 
+    >>> bias = sentence_bias(jnp.array([[0, 0, 1]]))  # sentences of two tokens and of one
+    >>> (bias[0, 0] == 0).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+
     Args:
         sentence: each slot's sentence id.
         position: each token's position in its sentence; needed for `causal` and `window`.

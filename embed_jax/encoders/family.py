@@ -101,6 +101,8 @@ def read_fields(config_json: Mapping[str, Any], fields: Mapping[str, str]) -> di
 def check_switches(config_json: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     """Checks fields of config.json of which only one value is supported.
 
+    >>> check_switches({"is_decoder": False}, supported={"is_decoder": False})
+
     Raises:
         InputError: a field is there with another value.
     """

@@ -66,6 +66,10 @@ class Dense:
 class LayerNorm:
     """Layer normalisation of the vectors; sentence-transformers' LayerNorm.
 
+    >>> head = LayerNorm(2)
+    >>> head.apply(head.init(jax.random.key(0)), jnp.array([[1.0, 3.0]])).round(2).tolist()
+    [[-1.0, 1.0]]
+
     Attributes:
         dimension: D, the size of the vectors.
     """
@@ -107,6 +111,9 @@ class Normalize:
 @dataclasses.dataclass(frozen=True)
 class Truncate:
     """Keeps the first numbers of the vectors; sentence-transformers' `truncate_dim`, always last.
+
+    >>> Truncate(2).apply({}, jnp.array([[1.0, 2.0, 3.0]])).tolist()
+    [[1.0, 2.0]]
 
     Attributes:
         out_features: how many numbers are kept.

@@ -46,7 +46,12 @@ def quantize_kernel(kernel: Float[AnyArray, "*L I O"]) -> Int8:
 
 
 def dequantize_params(tree: Params, dtype: Any = np.float32) -> Params:
-    """Returns the tree with `Int8` kernels as arrays of that dtype; other leaves stay the same."""
+    """Returns the tree with `Int8` kernels as arrays of that dtype; other leaves stay the same.
+
+    >>> params = {"kernel": quantize_kernel(np.array([[0.5, -2.0]]))}
+    >>> dequantize_params(params)["kernel"].tolist()
+    [[0.5, -2.0]]
+    """
 
     def plain(leaf: Any) -> Any:
         return (

@@ -31,6 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def activation(name: str) -> Callable[[Array], Array]:
     """Returns the activation of that name.
 
+    >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+
     Raises:
         InputError: for an unknown name; the message lists the known ones.
     """
@@ -132,6 +135,9 @@ def type_vectors(
 
     It is computed as a product with a one-hot matrix, whose gradient is a product too and not a
     scatter into few rows.
+
+    >>> type_vectors(jnp.array([[1.0], [2.0]]), jnp.array([[0, 1, 1]])).tolist()
+    [[[1.0], [2.0], [2.0]]]
     """
     if segment is None:
         return table[0].astype(jnp.float32)
@@ -153,6 +159,10 @@ def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d
     Products of queries and keys then depend on the tokens' distance only. The two numbers of a pair
     are half the head's size apart, as in Hugging Face's checkpoints, and not neighbours as in the
     paper. It is computed in float32.
+
+    >>> quarter = Rotation(cos=jnp.zeros((1, 1, 1)), sin=jnp.ones((1, 1, 1)))  # a quarter turn
+    >>> rotate(jnp.array([[[[1.0, 0.0]]]]), quarter).tolist()
+    [[[[0.0, 1.0]]]]
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]

@@ -121,6 +121,15 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
     A is uniform in +-1/sqrt(in) as in PEFT, B is zero, and DoRA's magnitude is the norm of the
     kernel's columns.
 
+    >>> from embed_jax.encoders.build import build_encoder
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> spec = random_spec("tiny", vocab_size=10)
+    >>> backbone = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))["backbone"]
+    >>> spec = dataclasses.replace(spec, lora=LoraSpec(rank=4, alpha=8.0, targets=("query",)))
+    >>> adapter = init_lora(spec, backbone, jax.random.key(1))
+    >>> adapter["layers"]["query"]["a"].shape  # layers, inputs, rank
+    (2, 32, 4)
+
     Args:
         spec: the encoder's, with the adapter's settings in `spec.lora`.
         backbone: the backbone's parameters, in eight bits or not; without DoRA shapes are enough.
@@ -159,6 +168,11 @@ def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
     """Splits parameters into those to train and those that stay as they are.
 
     The second tree is the backbone if there is an adapter, else it is empty.
+
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> spec = dataclasses.replace(random_spec("tiny"), lora=LoraSpec(rank=4, alpha=8.0))
+    >>> split_trainable({"backbone": 1, "heads": {}, "lora": 2}, spec)
+    ({'heads': {}, 'lora': 2}, {'backbone': 1})
     """
     frozen = {"backbone": params["backbone"]} if spec.lora is not None else {}
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen

@@ -43,7 +43,11 @@ def slerp(
 def linear(
     first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float
 ) -> Float[np.ndarray, "*n"]:
-    """Computes (1 - t) first + t second."""
+    """Computes (1 - t) first + t second.
+
+    >>> linear(np.array([0.0, 4.0]), np.array([2.0, 4.0]), 0.25)
+    array([0.5, 4. ], dtype=float32)
+    """
     return ((1 - t) * np.asarray(first, np.float64) + t * np.asarray(second, np.float64)).astype(
         np.float32
     )

@@ -88,6 +88,13 @@ def mask_tokens(
     Of the n tokens that may be hidden, round(rate * n) are chosen at random. Each chosen token
     independently becomes the mask token or a random token, or stays.
 
+    >>> ids = jnp.array([[1, 8, 7, 9, 6, 2]])  # [CLS], four words, [SEP]
+    >>> tokens = TokenBatch(ids, 0 * ids, jnp.arange(6)[None], ids > 0, sentences=1)
+    >>> ids_of = {"mask_id": 3, "special_ids": [1, 2], "vocab_size": 10}
+    >>> masked, _, chosen = mask_tokens(tokens, jax.random.key(0), **ids_of, rate=0.5, mask=1.0)
+    >>> int((masked.token_ids == 3).sum()), int(chosen.sum())  # half of the words
+    (2, 2)
+
     Args:
         tokens: the group, with leaves `[R, T]`.
         key: the key of the choice.

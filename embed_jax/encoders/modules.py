@@ -204,7 +204,14 @@ def read_score_activation(
 
 
 def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool) -> None:
-    """Writes a pooling's config.json in a form that all versions of sentence-transformers read."""
+    """Writes a pooling's config.json in a form that all versions of sentence-transformers read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_pooling(Path(folder), "mean", dim=32, include_prompt=True)
+    ...     read_pooling(Path(folder) / "config.json")
+    ('mean', True)
+    """
     names = pooling.split("+")
     config = {"word_embedding_dimension": dim}
     config |= {

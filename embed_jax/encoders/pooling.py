@@ -59,7 +59,11 @@ def check_pooling(name: str) -> None:
 
 
 def needs_every_layer(name: str) -> bool:
-    """Tells whether a pooling reads more layers than the last one."""
+    """Tells whether a pooling reads more layers than the last one.
+
+    >>> needs_every_layer("mean"), needs_every_layer("cls+first_last_mean")
+    (False, True)
+    """
     return "first_last_mean" in name.split("+")
 
 

@@ -75,6 +75,10 @@ TYPES = {  # the required fields, and the optional ones
 def rope_rotation(position: Int[AnyArray, "R T"], size: int, rope: Rope) -> Rotation:
     """Computes the scaled angles position * frequency (Su et al. 2021, section 3.2.2).
 
+    >>> rope_rotation(jnp.array([[0, 1]]), 2, Rope()).cos  # of the angles 0 and 1
+    Array([[[1.    ],
+            [0.5403]]], dtype=float32)
+
     Args:
         position: each token's position in its sentence.
         size: d = 2 h, the size of an attention head; even.
@@ -210,7 +214,11 @@ def read_rope(
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-    """Returns `rope_parameters` of a config.json."""
+    """Returns `rope_parameters` of a config.json.
+
+    >>> write_rope(Rope(theta=1e6, rope_type="linear", factor=2.0))
+    {'rope_theta': 1000000.0, 'rope_type': 'linear', 'factor': 2.0}
+    """
     values = {
         field: value for field, value in dataclasses.asdict(rope).items() if value is not None
     }

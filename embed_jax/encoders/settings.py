@@ -10,6 +10,10 @@ from collections.abc import Mapping
 class EncodingSettings:
     """Settings of an embedding model, read and written with it; none of them changes a weight.
 
+    >>> settings = EncodingSettings(prompts={"query": "query: "}, default_prompt_name="query")
+    >>> settings.prompts["query"], settings.similarity
+    ('query: ', 'cosine')
+
     Attributes:
         prompts: texts put before the input, by name; a copy of the argument.
         default_prompt_name: the name of the prompt used when none is named, or None.

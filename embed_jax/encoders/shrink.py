@@ -24,6 +24,14 @@ def keep_layers(
 
     Embeddings, pooling and heads stay.
 
+    >>> from embed_jax.encoders.build import build_encoder
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> spec = random_spec("tiny", vocab_size=10)
+    >>> init = build_encoder(spec).init
+    >>> shapes = jax.eval_shape(lambda key: keep_layers(spec, init(key), [1])[1], jax.random.key(0))
+    >>> shapes["backbone"]["layers"]["query"]["kernel"].shape  # one layer of two
+    (1, 32, 32)
+
     Args:
         spec: the encoder's.
         params: the encoder's parameters.

@@ -40,6 +40,9 @@ class Backbone(Protocol):
 class LoraSpec:
     """A low-rank adapter (Hu et al. 2021): x W + b becomes x W + b + scale (dropout(x) A) B.
 
+    >>> LoraSpec(rank=8, alpha=16.0).scale
+    2.0
+
     Attributes:
         rank: r, of A [in, r] and B [r, out].
         alpha: scale is alpha / r, or alpha / sqrt(r) with rsLoRA.
@@ -77,6 +80,10 @@ class LoraSpec:
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
     """The architecture of an encoder; hashable, and written with the model.
+
+    >>> spec = EncoderSpec(find_shape("bert-base"), pooling="cls", heads=(Normalize(),))
+    >>> spec.backbone.hidden_size
+    768
 
     Attributes:
         backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the
@@ -126,6 +133,9 @@ def random_spec(
 
 def find_shape(name: str) -> Backbone:
     """Returns the backbone of a well-known shape; imports families only until one has it.
+
+    >>> find_shape("minilm-l6").num_layers
+    6
 
     Raises:
         InputError: for an unknown shape; the message lists the known ones.

@@ -86,7 +86,15 @@ def mntp(
 
 
 def next_token() -> TokenObjective:
-    """Causal language modelling: predicts each token of a sentence from the one before it."""
+    """Causal language modelling: predicts each token of a sentence from the one before it.
+
+    >>> from embed_jax.encoders.build import build_encoder
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> encoder = build_encoder(random_spec("decoder-tiny", vocab_size=10))
+    >>> objective = next_token()(encoder, tokenizer=None)
+    >>> jax.eval_shape(objective.init, jax.random.key(0))["lm_head"].shape
+    (10, 64)
+    """
     return _next_token_auxiliary
 
 
@@ -101,6 +109,9 @@ def is_token_objective(expression: str) -> bool:
 
 def build_token_objective(expression: str) -> TokenObjective:
     """Builds the objective that an expression such as "mntp(rate=0.2)" names.
+
+    >>> build_token_objective("mlm(rate=1)").keywords["rate"]
+    1
 
     Raises:
         InputError: the expression cannot be used; the message says why, and what is accepted.

@@ -22,6 +22,12 @@ from embed_jax.types import Encoder, Params, TokenBatch
 def two_towers(query: Encoder, document: Encoder) -> Encoder:
     """Returns an encoder with a tower for queries (anchors) and one for documents (candidates).
 
+    >>> from embed_jax.encoders.build import build_encoder
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> tower = build_encoder(random_spec("tiny", vocab_size=10))
+    >>> sorted(jax.eval_shape(two_towers(tower, tower).init, jax.random.key(0)))
+    ['document', 'query']
+
     Args:
         query: encodes column 0 of the examples, packed in `tokens["query"]`.
         document: encodes columns 1 .. C - 1, packed in `tokens["encoder"]`.

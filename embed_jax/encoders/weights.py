@@ -197,6 +197,12 @@ def write_tensors(
 ) -> None:
     """Writes `model.safetensors`, or shards and their index as transformers lays them out.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(Path(folder), {"bias": np.arange(3.0)})
+    ...     read_tensors(Path(folder))
+    {'bias': array([0., 1., 2.])}
+
     Args:
         directory: the directory to write to.
         tensors: the tensors by name.

@@ -39,6 +39,10 @@ def to_graph(
 ) -> tuple[Graph, Any]:
     """Traces a function and translates it to a graph.
 
+    >>> graph, result = to_graph(jax.numpy.tanh, {"x": (np.float32, (2, 3))})
+    >>> [node.op for node in graph.nodes.values()], result.sizes
+    (['Tanh'], (2, 3))
+
     Args:
         function: called as `(*leading, *inputs)`.
         inputs: dtype and shape of each input by name; int32 inputs are int64 in the graph.

@@ -62,7 +62,11 @@ class Tensor:
 
 
 def constant(value: Any, dtype: Any = None) -> Tensor:
-    """Makes a tensor of known values."""
+    """Makes a tensor of known values.
+
+    >>> constant([1, 2]).sizes
+    (2,)
+    """
     array = np.asarray(value, dtype)
     return Tensor(array, array.shape, array.shape, array.dtype)
 
@@ -78,6 +82,10 @@ class Node:
 
 class Graph:
     """Nodes in order, whose outputs are named by operator and index.
+
+    >>> graph = Graph({"x": (np.float32, (2, 3))})
+    >>> graph.transpose(graph.inputs["x"], (1, 0)).sizes
+    (3, 2)
 
     Attributes:
         inputs: the graph's inputs, by name.
@@ -387,7 +395,11 @@ def _find_ones(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
 
 
 def data_file(path: Path) -> Path:
-    """Returns the file of the tensors of a model that is too large for one file."""
+    """Returns the file of the tensors of a model that is too large for one file.
+
+    >>> data_file(Path("model.onnx")).name
+    'model.onnx.data'
+    """
     return path.with_name(f"{path.name}.data")
 
 

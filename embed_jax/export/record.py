@@ -212,6 +212,15 @@ def hub_model(name: str) -> str:
 def config_source(config: Mapping[str, Any]) -> str:
     """Returns a Python file that makes a config, by the fields that differ from their defaults.
 
+    >>> print(config_source({"batch": {"size": 7}}), end="")
+    from embed_jax.config import Experiment
+    <BLANKLINE>
+    <BLANKLINE>
+    def get_config(cut: str = "") -> Experiment:
+        config = Experiment()
+        config.batch.size = 7
+        return config
+
     Args:
         config: the result of `config.as_dict`, or the content of config.json.
     """
