@@ -68,7 +68,8 @@ def columns(sentences):
         "reranking": (
             sentences[:15],
             [sentences[n : n + 3] for n in range(15)],
-            [sentences[n:99:9] for n in range(15)],
+            # Not the query itself: libraries order equal texts by rounding errors.
+            [sentences[n + 9 : 99 : 9] for n in range(15)],
         ),
         "summarization": (
             [sentences[n : n + 2] for n in range(10)],
