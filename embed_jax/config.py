@@ -656,7 +656,7 @@ def named_parts(config: Any, part: str) -> dict[str, Any]:
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"optim.learning_rate": 3e-05, ...}: the leaves of a config's parts, in order."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in vars(config).items():
         parts = dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace)
         flat |= flatten(value, f"{prefix}{name}.") if parts else {prefix + name: value}

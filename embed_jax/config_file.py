@@ -97,7 +97,7 @@ def help_text(config: Experiment, usage: str, part: str = "") -> str:
             lines += ["  --config.stages.NAME.FIELD: any field, of a stage that the file has"]
             continue
         held = getattr(config, name)
-        title = f"{name}: {inspect.getdoc(type(held)).splitlines()[0]}"
+        title = f"{name}: {(inspect.getdoc(type(held)) or name).splitlines()[0]}"
         lines += ["", *textwrap.wrap(title, 80, subsequent_indent="    ")]
         lines += _help_lines(held, f"{name}.")
     return "\n".join(lines)

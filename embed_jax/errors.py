@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import types
 import warnings
 from collections.abc import Callable
 
@@ -58,7 +59,8 @@ def warn(message: str) -> None:
     Python shows, filters and counts a warning by its line, and a line of the package says nothing
     to its user. A call that began in the package, as in a thread, is at its outermost line.
     """
-    frame, level, outermost = sys._getframe(1), 1, 1
+    frame: types.FrameType | None = sys._getframe(1)
+    level, outermost = 1, 1
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(PACKAGE):
@@ -103,8 +105,10 @@ def report(error: BaseException) -> int:
         # The reader of our output (`| head`) went away: nothing is wrong with the work.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
-        error = InputError(missing(error.name.split(".")[0]))
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package in EXTRAS:
+            error = InputError(missing(package))
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
     elif _lacks_platform(error):

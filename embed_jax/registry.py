@@ -209,11 +209,13 @@ def called(kind: str, text: str) -> Any:
         node = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise InputError(getattr(error, "msg", str(error))) from None
+    positional: list[ast.expr] = []
+    keywords: list[ast.keyword] = []
     match node:
         case ast.Name(id=name):
-            positional, keywords = [], []
+            pass
         case ast.Attribute() if ast.unparse(node) in own:
-            name, positional, keywords = own[ast.unparse(node)], [], []
+            name = own[ast.unparse(node)]
         case ast.Call(func=ast.Name(id=name), args=positional, keywords=keywords):
             pass
         case ast.Call(func=ast.Attribute()) if ast.unparse(node.func) in own:
@@ -226,8 +228,9 @@ def called(kind: str, text: str) -> Any:
         raise InputError(f"expected arguments by name; known: {', '.join(parameters)}")
     arguments: dict[str, Any] = {}
     for keyword in keywords:
-        if keyword.arg not in parameters:
-            raise InputError(unknown(f"argument of {name}", keyword.arg, parameters))
+        if keyword.arg is None or keyword.arg not in parameters:
+            written = keyword.arg or f"**{ast.unparse(keyword.value)}"
+            raise InputError(unknown(f"argument of {name}", written, parameters))
         if keyword.arg in arguments:
             raise InputError(f"expected {keyword.arg} once, found it twice")
         try:

@@ -201,21 +201,20 @@ class RoutedEncoder(HasSettings):
 
     def _route(self, task: str | None) -> str:
         """Returns the name of a task's route; see `encoder`."""
-        if task in self.tasks or None in self.tasks:
-            return self.tasks.get(task, self.tasks.get(None))
+        for of_task in (task, None):
+            if of_task in self.tasks:
+                return self.tasks[of_task]
         named = DOCUMENT_ROUTES if task == "document" else (task,)
-        names = (*named, TEXT) if task else (TEXT, self.default_route)
-        route = next((name for name in names if name in self.encoders), None)
-        if route is None:
-            what = (
-                f"for the task {task!r}"
-                if task
-                else "without a task: name it, or use encode_query, encode_document"
-            )
-            raise InputError(
-                f"no route {what}; known: {', '.join({**self.encoders, **self.tasks})}"
-            )
-        return route
+        for route in (*named, TEXT) if task else (TEXT, self.default_route):
+            if route is not None and route in self.encoders:
+                return route
+        what = (
+            f"for the task {task!r}"
+            if task
+            else "without a task: name it, or use encode_query, encode_document"
+        )
+        known = dict.fromkeys([*self.encoders, *filter(None, self.tasks)])
+        raise InputError(f"no route {what}; known: {', '.join(known)}")
 
     def encode(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -320,12 +321,12 @@ def _dense_matrix(queries: Any, documents: Any, dims: tuple[int, ...]) -> Float[
     if len(dims) < 2:
         return dot_matrix(queries, documents)[None]
     (queries, inverse), (documents, other_inverse) = queries, documents
-    dots, total, start = [], 0.0, 0
-    for stop in dims:
-        total = total + dot_matrix(queries[:, start:stop], documents[:, start:stop])
-        dots.append(total)
-        start = stop
-    return jnp.stack(dots) * (inverse.T[:, :, None] * other_inverse.T[:, None, :])
+    parts = [
+        dot_matrix(queries[:, start:stop], documents[:, start:stop])
+        for start, stop in itertools.pairwise((0, *dims))
+    ]
+    dots = itertools.accumulate(parts, jnp.add)
+    return jnp.stack(list(dots)) * (inverse.T[:, :, None] * other_inverse.T[:, None, :])
 
 
 def _dense_pairs(queries: Any, documents: Any, dims: tuple[int, ...]) -> Float[Array, "M n"]:

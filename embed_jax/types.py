@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
+T = TypeVar("T")
 AnyArray = jax.Array | np.ndarray  # of JAX or of NumPy
 Number = float | Float[Array, ""]  # an argument of a loss; the latter of one on a schedule
 Params = Any  # a tree of arrays
@@ -27,8 +28,7 @@ Read = Callable[[tuple[slice, ...]], np.ndarray]
 Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 
 
-@struct.dataclass
-class TokenBatch:
+class TokenBatch(struct.PyTreeNode):
     """Sentences packed several to a row, in G groups of R rows of T slots.
 
     One group is what one call of an encoder sees; a single group has leaves `[R, T]`. Attention is
@@ -48,16 +48,15 @@ class TokenBatch:
             everywhere.
     """
 
-    token_ids: Int[Array, "*G R T"]
-    sentence: Int[Array, "*G R T"]
-    position: Int[Array, "*G R T"]
-    pooled: Bool[Array, "*G R T"]
+    token_ids: Int[AnyArray, "*G R T"]
+    sentence: Int[AnyArray, "*G R T"]
+    position: Int[AnyArray, "*G R T"]
+    pooled: Bool[AnyArray, "*G R T"]
     sentences: int = struct.field(pytree_node=False)
-    segment: Int[Array, "*G R T"] | None = None
+    segment: Int[AnyArray, "*G R T"] | None = None
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """One training batch of B = G * E examples of C columns (anchor, positive, negative_1, ...).
 
     Examples are dealt to groups when the batch is made, and the batch is *ordered* by group: group
@@ -83,14 +82,14 @@ class Batch:
     """
 
     tokens: dict[str, TokenBatch]
-    present: Bool[Array, "G C E"]
-    text_hash: UInt[Array, "G C E 2"]
-    record: Int[Array, "G E"]
-    keys: UInt[Array, "G E L 2"] | None = None
-    dataset: Int[Array, "G E"] | None = None
-    label: Int[Array, "G E"] | None = None
-    score: Float[Array, "G E K"] | None = None
-    teacher: Float[Array, "G E C T"] | None = None
+    present: Bool[AnyArray, "G C E"]
+    text_hash: UInt[AnyArray, "G C E 2"]
+    record: Int[AnyArray, "G E"]
+    keys: UInt[AnyArray, "G E L 2"] | None = None
+    dataset: Int[AnyArray, "G E"] | None = None
+    label: Int[AnyArray, "G E"] | None = None
+    score: Float[AnyArray, "G E K"] | None = None
+    teacher: Float[AnyArray, "G E C T"] | None = None
 
     @property
     def encoder_tokens(self) -> TokenBatch | dict[str, TokenBatch]:
@@ -103,8 +102,7 @@ class Batch:
         return {name: self.tokens[name] for name in ("query", "encoder")}
 
 
-@struct.dataclass
-class Prefixes:
+class Prefixes(struct.PyTreeNode):
     """Prefixes of the embeddings that count besides or instead of the whole (Matryoshka).
 
     Attributes:
@@ -116,8 +114,7 @@ class Prefixes:
     weights: Float[Array, " M"]
 
 
-@struct.dataclass
-class Columns:
+class Columns(struct.PyTreeNode):
     """Embeddings of examples by column, as losses see them: a device's share, or the whole world's.
 
     Attributes:
@@ -188,6 +185,12 @@ class Columns:
                 for name, leaf in arrays.items()
             },
         )
+
+
+def require_field(value: T | None) -> T:
+    """Returns a field of an example that is there by the `needs` of the loss or of the data."""
+    assert value is not None, "a field is read that the loss's `needs` do not name"
+    return value
 
 
 TREES = ("embeddings", "guide", "teacher", "layers")  # of Columns: one tree for each column
@@ -270,8 +273,7 @@ LossResult = tuple[Float[Array, " b"], Float[Array, " b"], dict[str, Float[Array
 BASE = "base"
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step reads; a checkpoint holds all but what is frozen.
 
     Attributes:

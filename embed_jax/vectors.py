@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ def normalize(vectors: Float[AnyArray, "*n D"]) -> Float[Array, "*n D"]:
     vectors = _float(vectors)
     square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
     return vectors * jnp.where(square > 0.0, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0.0)
+
+
+def add_arrays(arrays: Iterable[Array]) -> Array:
+    """Adds one or more arrays, which the built-in `sum` would add to the number 0."""
+    return functools.reduce(jnp.add, arrays)
 
 
 def dot(first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]) -> Float[Array, "*#n"]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from embed_jax.encoders.bert import BertConfig
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Dense
@@ -29,14 +30,14 @@ class ClassifierSpec:
     """A classifier: out(activation(dense(x))) of the first token's last state x.
 
     Attributes:
-        backbone: the transformer's frozen dataclass; its `family` names the code in the registry.
+        backbone: the transformer's frozen dataclass; `family` names the code in the registry.
         num_labels: L, how many logits a sentence has.
         activation: between the two linear maps; one of layers.ACTIVATIONS.
         dropout: rate before `out` when a dropout key is given.
         dropout_first: whether x is dropped out too, before `dense`.
     """
 
-    backbone: Backbone
+    backbone: BertConfig
     num_labels: int = 1
     activation: str = "tanh"
     dropout: float = 0.1
@@ -139,6 +140,7 @@ def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> Classifier
             whole number from 1.
     """
     form = _form(backbone.family)
+    assert isinstance(backbone, BertConfig), "the families of _FORMS have it"
     labels = config.get("id2label") or {}
     # transformers leaves out what is its default.
     number = (

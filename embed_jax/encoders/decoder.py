@@ -122,8 +122,7 @@ class DecoderConfig:
         return self.layer_types or (SLIDING if self.window else FULL,) * self.num_layers
 
 
-@struct.dataclass
-class View:
+class View(struct.PyTreeNode):
     """The mask and the rotary positions of layers of one kind, or of both kinds, stacked."""
 
     bias: Float[Array, "*K R 1 T T"]

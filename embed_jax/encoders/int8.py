@@ -18,8 +18,7 @@ from jaxtyping import Int8 as Integers
 from embed_jax.types import AnyArray, Params
 
 
-@struct.dataclass
-class Int8:
+class Int8(struct.PyTreeNode):
     """A kernel in eight bits, `values * scale`; it takes the kernel's place in a parameter tree."""
 
     values: Integers[Array, "*L I O"]

@@ -145,8 +145,7 @@ def type_vectors(
     return jnp.matmul(one_hot, table.astype(jnp.float32), precision="highest")
 
 
-@struct.dataclass
-class Rotation:
+class Rotation(struct.PyTreeNode):
     """Cosine and sine, float32, of the angles by which rotary positions turn queries and keys."""
 
     cos: Float[Array, "R T h"]
@@ -171,8 +170,7 @@ def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d
     ).astype(x.dtype)
 
 
-@struct.dataclass
-class MaskPositions:
+class MaskPositions(struct.PyTreeNode):
     """The positions by which slots share dropout masks: one mask for a position of an example.
 
     Attributes:

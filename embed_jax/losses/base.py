@@ -34,7 +34,8 @@ from embed_jax.types import Columns, LossResult, Params, World
 from embed_jax.world import LocalWorld, make_columns
 
 NEEDS = ("label", "score", "scores", "guide", "teacher")
-KINDS = {  # of arguments: what is accepted, in words and as types
+# Of arguments: what is accepted, in words and as types.
+KINDS: dict[str, tuple[str, tuple[type[Any], ...]]] = {
     "bool": ("True or False", (bool,)),
     "int": ("a whole number", (int,)),
     "float": ("a number", (int, float)),
@@ -258,7 +259,8 @@ def bind(function: Loss | Callable[..., LossResult], /, **arguments: Any) -> Los
         InputError: for an argument that the loss does not take, of the wrong type, or missing.
     """
     if isinstance(function, functools.partial):
-        function, arguments = function.func, {**function.keywords, **arguments}
+        arguments = {**function.keywords, **arguments}
+        function = function.func
     chosen = as_loss(function)
     settled = settle(chosen.name, chosen.parameters, arguments, schedules=True)
     if not chosen.parameters and chosen.about.targets is None:
@@ -334,7 +336,7 @@ def settle(
         settings: the arguments that are set.
         schedules: whether a number may be a schedule, written as text or made.
     """
-    settled = {}
+    settled: dict[str, Any] = {}
     for argument, value in settings.items():
         if not parameters:
             raise InputError(f"{name} takes no arguments by name, found {argument!r}")
@@ -351,7 +353,7 @@ def settle(
         words, types = KINDS.get(kind, ("anything", (object,)))
         if not isinstance(value, types) or isinstance(value, bool) and kind in ("int", "float"):
             raise InputError(f"{argument}: expected {words}, found {value!r}")
-        settled[argument] = float(value) if kind == "float" else value
+        settled[argument] = value if kind != "float" else float(value)
     for argument, parameter in parameters.items():
         if argument not in settled and parameter.default is parameter.empty:
             raise InputError(f"{name} needs the argument {argument}")

@@ -10,7 +10,7 @@ from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
 from embed_jax.registry import unknown
 from embed_jax.scores import dense
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Params, World, require_field
 
 FEATURES = {
     "u": lambda u, v: u,
@@ -102,14 +102,15 @@ def softmax(
     [1.4076 0.862 ]
     """
     del num_labels
-    features = pair_features(*dense(own.embeddings, "softmax"), concatenation)
+    first, second = dense(own.embeddings, "softmax")
+    features, label = pair_features(first, second, concatenation), require_field(own.label)
     logits = (
         jnp.matmul(features, params["kernel"], precision=jax.lax.Precision.HIGHEST)
         + params["bias"][None]
     )
     present = jnp.all(own.present, axis=0)
-    values = softmax_loss(logits, jnp.where(present, own.label, 0))
-    accuracy = (jnp.argmax(logits, axis=-1) == own.label).astype(jnp.float32)
+    values = softmax_loss(logits, jnp.where(present, label, 0))
+    accuracy = (jnp.argmax(logits, axis=-1) == label).astype(jnp.float32)
     return values, present.astype(jnp.float32), {"accuracy": accuracy}
 
 

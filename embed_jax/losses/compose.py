@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About, Loss, bind
 from embed_jax.losses.schedule import Schedule
-from embed_jax.types import AnyArray, Columns, LossResult, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Params, World, require_field
+from embed_jax.vectors import add_arrays
 
 AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, world, params)
 
@@ -53,7 +54,7 @@ def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
         for loss, values in zip(losses, each, strict=True):
             metrics[_free(f"loss/{loss.name}", metrics)] = values
         return (
-            sum(c * values for c, values in zip(now, each, strict=True)),
+            add_arrays(c * values for c, values in zip(now, each, strict=True)),
             weights,
             metrics,
         )
@@ -169,15 +170,16 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
         for number, loss in enumerate(bound.values()):
 
             def there(columns: Columns, number: int = number) -> Bool[AnyArray, " B"]:
-                return columns.dataset == number
+                return require_field(columns.dataset) == number
 
             most = loss.about.columns[1]
             results.append(_of_some(loss, there, own, world, params.get(str(number), {}), most))
 
         all_weights = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
-        weights = sum(all_weights)
+        weights = add_arrays(all_weights)
         totals = world.total(jnp.stack([jnp.sum(each) for each in (*all_weights, weights)]))
-        total_values, metrics = jnp.zeros_like(weights), {}
+        total_values = jnp.zeros_like(weights)
+        metrics: dict[str, Array] = {}
         for number, (name, (values, _, own_metrics)) in enumerate(zip(bound, results, strict=True)):
             mine, present = own.dataset == number, totals[number] > 0.0
             total_values = jnp.where(mine, values, total_values)
@@ -267,7 +269,7 @@ def common_weights(
     are u_k W / (w U_k): 1 where all weights are equal. A mean of nothing stays 0.
     """
     each = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
-    common = sum(each) / len(each)
+    common = add_arrays(each) / len(each)
     totals = world.total(jnp.stack([jnp.sum(weights) for weights in (*each, common)]))
     return common, [
         _ratio(u, common) * _ratio(totals[-1], total)
@@ -300,7 +302,7 @@ def _swapped(columns: Columns) -> Columns:
 
 def _of_some(
     loss: Loss,
-    selects: Callable[[Columns], Bool[Array, " B"]],
+    selects: Callable[[Columns], Bool[AnyArray, " B"]],
     own: Columns,
     world: World,
     params: Params,

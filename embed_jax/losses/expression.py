@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from embed_jax.losses.schedule import Schedule, read_schedule, times
 from embed_jax.registry import REGISTRY, lookup, unknown, with_dots
 
 T = TypeVar("T")
-COMBINATORS = {
+COMBINATORS: dict[str, Callable[..., Loss]] = {
     "symmetric": symmetric,
     "masked": masked,
     "per_dataset": per_dataset,
@@ -113,15 +114,13 @@ class _Reader:
                 ]
             case ast.BinOp(op=ast.Mult()):
                 left, right = self._factor(node.left), self._factor(node.right)
-                if (left is None) == (right is None):
-                    raise self._error(
-                        node, "expected a number on one side of * and a loss on the other"
-                    )
-                factor, rest = (left, node.right) if right is None else (right, node.left)
-                return [
-                    (self._tried(node, lambda c=c: times(factor, c)), loss)
-                    for c, loss in self._terms(rest)
-                ]
+                if left is not None and right is None:
+                    return self._scaled(node, left, node.right)
+                if right is not None and left is None:
+                    return self._scaled(node, right, node.left)
+                raise self._error(
+                    node, "expected a number on one side of * and a loss on the other"
+                )
             case ast.Name() | ast.Attribute() if self._is_loss(node):
                 return [(1.0, self._called(node, ast.unparse(node), [], []))]
             case ast.Call() if self._is_loss(node.func):
@@ -131,13 +130,22 @@ class _Reader:
             "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum",
         )
 
+    def _scaled(
+        self, node: ast.expr, factor: float | Schedule, rest: ast.expr
+    ) -> list[tuple[float | Schedule, Loss]]:
+        return [
+            (self._tried(node, functools.partial(times, factor, c)), loss)
+            for c, loss in self._terms(rest)
+        ]
+
     def _is_loss(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Name) or ast.unparse(node) in self.own
 
     def _factor(self, node: ast.expr) -> float | Schedule | None:
         """The number, or the schedule in quotes, that a loss is multiplied by; None for a loss."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return self._tried(node, lambda: read_schedule(node.value))
+        match node:
+            case ast.Constant(value=str() as text):
+                return self._tried(node, lambda: read_schedule(text))
         return _number(node)
 
     def _called(
@@ -225,7 +233,7 @@ class _Reader:
         return InputError(f"config.loss.name: {self._text(node)}: {message}")
 
     def _text(self, node: ast.expr) -> str:
-        text = ast.get_source_segment(self.source, node)
+        text = ast.get_source_segment(self.source, node) or ""
         for written, name in self.own.items():
             text = text.replace(written, name)
         return text

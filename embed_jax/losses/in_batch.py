@@ -20,6 +20,7 @@ from embed_jax.losses.negatives import (
     ANCHOR,
     POSITIVE,
     Negatives,
+    Rows,
     Texts,
     similarity_block,
     sizes,
@@ -35,6 +36,7 @@ from embed_jax.losses.terms import (
 )
 from embed_jax.scores import Score, find_score
 from embed_jax.types import Columns, LossResult, Number, Params, World
+from embed_jax.vectors import add_arrays
 
 HARDNESS = ("", "in_batch_negatives", "hard_negatives", "all_negatives")
 
@@ -151,7 +153,7 @@ def info_nce(
             f"{hardness!r}"
         )
 
-    def adjust(rows: Texts, candidates: Texts, similarities: Array) -> Array:
+    def adjust(rows: Rows, candidates: Texts, similarities: Array) -> Array:
         """Weights of hard negatives as additions to the logits.
 
         They concern the anchors' rows and passages.
@@ -180,7 +182,7 @@ def info_nce(
     if partition == "joint":
         values = cross_entropy(parts, label_smoothing, again)
     else:
-        values = sum(cross_entropy([part], label_smoothing) for part in parts) / len(parts)
+        values = add_arrays(cross_entropy([part], label_smoothing) for part in parts) / len(parts)
     return over_prefixes(values, own, parts[0].metrics())
 
 

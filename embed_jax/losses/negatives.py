@@ -13,15 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.scores import Score, dense, join_columns
-from embed_jax.types import Block, Columns, Number
+from embed_jax.types import Block, Columns, Number, require_field
 from embed_jax.vectors import dot_matrix, normalize
 
 ANCHOR, POSITIVE = 0, 1
 MARGINS = ("absolute", "relative", "threshold")
 
 
-@struct.dataclass
-class Texts:
+class Texts(struct.PyTreeNode):
     """One side of the pairs that a term of a loss is about; leading axis n.
 
     Attributes:
@@ -33,7 +32,6 @@ class Texts:
         guide: the text as a guide model sees it, of length 1, or None.
         side: on which side of the score they stand (static): "query", "document", or "both" for
             some of each.
-        positive: rows only: the similarity to their own positive, and the guide's.
     """
 
     embeddings: Any
@@ -44,9 +42,19 @@ class Texts:
     partner: UInt[Array, "n 2"]
     keys: UInt[Array, "n L 2"] | None
     guide: Float[Array, "n F"] | None
-    positive: Float[Array, "M n"] | None = None
-    guide_positive: Float[Array, " n"] | None = None
     side: str = struct.field(pytree_node=False, default="both")
+
+
+class Rows(Texts, kw_only=True):
+    """Texts that are compared with candidates: one column of a device's own examples.
+
+    Attributes:
+        positive: the similarity to their own positive.
+        guide_positive: the same as a guide model sees it, or None.
+    """
+
+    positive: Float[Array, "M n"]
+    guide_positive: Float[Array, " n"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +95,8 @@ class Negatives:
     def texts(self, columns: Columns, which: tuple[int, ...]) -> Texts:
         """Returns the texts of some columns, one column after the other."""
         batch = columns.present.shape[1]
-        if self.mask_by == "guide" and columns.guide is None:
+        guide = columns.guide if self.mask_by == "guide" else None
+        if self.mask_by == "guide" and guide is None:
             raise InputError(
                 "config.loss: mask_by='guide' needs config.model.guide, a guide model; found none"
             )
@@ -117,8 +126,8 @@ class Negatives:
             partner=of_pairs(partners),
             keys=None if columns.keys is None else of_pairs([columns.keys for _ in which]),
             guide=None
-            if self.mask_by != "guide"
-            else joined([normalize(dense(columns.guide[column], "a guide")) for column in which]),
+            if guide is None
+            else joined([normalize(dense(guide[column], "a guide")) for column in which]),
         )
 
     def earlier(self, own: Columns) -> Texts | None:
@@ -132,21 +141,23 @@ class Negatives:
             )
         return self.texts(own.queue, (POSITIVE,))
 
-    def rows(self, own: Columns, column: int) -> Texts:
+    def rows(self, own: Columns, column: int) -> Rows:
         """Returns the rows of a term: one column of a device's own examples.
 
         They carry the similarity to their positives.
         """
         rows, other = self.texts(own, (column,)), self.texts(own, (1 - column,))
-        guide = None if rows.guide is None else jnp.sum(rows.guide * other.guide, axis=-1)
-        return rows.replace(positive=self.paired(rows, other), guide_positive=guide)
+        guide_positive = None
+        if rows.guide is not None and other.guide is not None:
+            guide_positive = jnp.sum(rows.guide * other.guide, axis=-1)
+        return Rows(**vars(rows), positive=self.paired(rows, other), guide_positive=guide_positive)
 
     def paired(self, first: Texts, second: Texts) -> Float[Array, "M n"]:
         """Computes similarities of the n-th text with the n-th."""
         queries, documents = (first, second) if first.side != "document" else (second, first)
         return self.score.pairs(queries.embeddings, documents.embeddings, self.dims)
 
-    def similarities(self, rows: Texts, candidates: Texts) -> Float[Array, "M b n"]:
+    def similarities(self, rows: Rows, candidates: Texts) -> Float[Array, "M b n"]:
         """Computes similarities of all pairs.
 
         Raises:
@@ -172,7 +183,7 @@ class Negatives:
         )
 
     def are(
-        self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]
+        self, rows: Rows, candidates: Texts, similarities: Float[Array, "M b n"]
     ) -> Bool[Array, "#M b n"]:
         """Tells whether a candidate is a negative of a row.
 
@@ -190,7 +201,7 @@ class Negatives:
             for mine in (rows.text, rows.partner):
                 for other_hash in (candidates.text, candidates.partner):
                     negative &= ~_equal(mine, other_hash)
-            if rows.keys is not None:
+            if rows.keys is not None and candidates.keys is not None:
                 for kind in range(rows.keys.shape[1]):
                     known = jnp.any(rows.keys[:, kind] != 0, axis=-1)[:, None]
                     negative &= ~(known & _equal(rows.keys[:, kind], candidates.keys[:, kind]))
@@ -200,11 +211,11 @@ class Negatives:
         return negative
 
     def _too_similar(
-        self, rows: Texts, candidates: Texts, similarities: Array
+        self, rows: Rows, candidates: Texts, similarities: Array
     ) -> Bool[Array, "M b n"]:
         if self.mask_by == "guide":
-            compared = dot_matrix(rows.guide, candidates.guide)[None]
-            positive = rows.guide_positive[None]
+            compared = dot_matrix(require_field(rows.guide), require_field(candidates.guide))[None]
+            positive = require_field(rows.guide_positive)[None]
         else:
             compared, positive = similarities, rows.positive
         limit = {
@@ -216,8 +227,8 @@ class Negatives:
 
 
 def gap_block(
-    negatives: Negatives, adjust: Callable[[Texts, Texts, Array], Array] | None = None
-) -> Callable[[Texts, Texts, Any], Float[Array, "M b n"]]:
+    negatives: Negatives, adjust: Callable[[Rows, Texts, Array], Array] | None = None
+) -> Callable[[Rows, Texts, Any], Float[Array, "M b n"]]:
     """Returns the block of logits minus the row's positive logit.
 
     It is -inf where a candidate is not a negative. Logits are relative to the positive, so that a
@@ -228,7 +239,7 @@ def gap_block(
         adjust: `(rows, candidates, similarities) -> what to add to the logits`.
     """
 
-    def block(rows: Texts, candidates: Texts, scale: Float[Array, ""]) -> Float[Array, "M b n"]:
+    def block(rows: Rows, candidates: Texts, scale: Float[Array, ""]) -> Float[Array, "M b n"]:
         similarities = negatives.similarities(rows, candidates)
         gaps = (similarities - rows.positive[..., None]) * scale
         if adjust is not None:
@@ -246,7 +257,7 @@ def similarity_block(
     It is `nothing` where a candidate is not a negative.
     """
 
-    def block(rows: Texts, candidates: Texts, shared: Any) -> Float[Array, "M b n"]:
+    def block(rows: Rows, candidates: Texts, shared: Any) -> Float[Array, "M b n"]:
         similarities = negatives.similarities(rows, candidates)
         return jnp.where(
             negatives.are(rows, candidates, similarities), map_(similarities, shared), nothing

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from embed_jax.losses.compose import AnyLoss, common_weights
 from embed_jax.registry import unknown
 from embed_jax.scores import cut_prefix, dense
 from embed_jax.types import Columns, LossResult, Number, Params, Prefixes, World
+from embed_jax.vectors import add_arrays
 
 WEIGHTINGS = {  # of a layer by its number, from 1
     "uniform": lambda number: jnp.ones_like(number, jnp.float32),
@@ -118,7 +119,7 @@ def adaptive_layers(
     prior_weight: Number = 1.0,
     weighting: str = "uniform",
     kl_weight: Number = 1.0,
-    kl_temperature: Number = 0.3,
+    kl_temperature: float = 0.3,
 ) -> Loss:
     """Makes a loss that trains earlier layers' embeddings too.
 
@@ -265,7 +266,7 @@ def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> C
     def cut(embeddings: tuple[Any, ...]) -> tuple[Any, ...]:
         return jax.tree.map(padded, cut_prefix(embeddings, size, to_length_one))
 
-    changed = {"embeddings": cut(columns.embeddings)}
+    changed: dict[str, Any] = {"embeddings": cut(columns.embeddings)}
     if columns.queue is not None:
         changed["queue"] = columns.queue.replace(embeddings=cut(columns.queue.embeddings))
     if columns.teacher is not None:
@@ -303,13 +304,11 @@ def _summed(
     """
     weights, shares = common_weights(results, world)
     each = [values * share for (values, _, _), share in zip(results, shares, strict=True)]
-    metrics: Mapping[str, Array] = {
-        name: m * shares[metrics_of] for name, m in results[metrics_of][2].items()
-    }
+    metrics = {name: m * shares[metrics_of] for name, m in results[metrics_of][2].items()}
     for name, values in zip(names, each, strict=True):
         metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + values
     return (
-        sum(factor * values for factor, values in zip(factors, each, strict=True)),
+        add_arrays(factor * values for factor, values in zip(factors, each, strict=True)),
         weights,
         metrics,
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from embed_jax.losses.base import Target, is_number, loss
 from embed_jax.scores import dense
-from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World, require_field
 from embed_jax.vectors import cosine, cosine_matrix, dot, named_distance, normalize
 
 
@@ -59,13 +59,11 @@ def contrastive(
     >>> print(contrastive(first, second, label=jnp.array([1, 0])))
     [0.     0.0214]
     """
-    return (
-        contrastive_loss(
-            *dense(own.embeddings, "contrastive"), own.label, margin=margin, distance=distance
-        ),
-        _weights(own),
-        {},
+    first, second = dense(own.embeddings, "contrastive")
+    values = contrastive_loss(
+        first, second, require_field(own.label), margin=margin, distance=distance
     )
+    return values, _weights(own), {}
 
 
 @loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
@@ -89,7 +87,7 @@ def online_contrastive(
     """
     weights = _weights(own)
     distances = named_distance(distance)(*dense(own.embeddings, "online_contrastive"))
-    label = jnp.where(weights > 0.0, own.label, -1)
+    label = jnp.where(weights > 0.0, require_field(own.label), -1)
     limits = _hard_limits(world.gather(jax.lax.stop_gradient(distances)), world.gather(label))
     return _summed(_online(distances, label, *limits, margin), weights, world), weights, {}
 
@@ -193,7 +191,7 @@ def angle_combined(
     if not is_number(angle_weight, 0.0):
         values += angle_weight * _ranking(own, world, angle_similarity, angle_scale)
     if not is_number(in_batch_weight, 0.0):
-        positive = (own.score[:, 0] >= 1.0).astype(jnp.float32)
+        positive = (require_field(own.score)[:, 0] >= 1.0).astype(jnp.float32)
         values += in_batch_weight * positive * _in_batch(own, world, scale, mask_duplicates)
     return values, weights, {}
 
@@ -220,7 +218,8 @@ def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
     >>> print(cosine_mse(first, second, score=jnp.array([1.0, 0.0])))
     [0.  0.5]
     """
-    return cosine_mse_loss(*dense(own.embeddings, "cosine_mse"), own.score[:, 0]), _weights(own), {}
+    first, second = dense(own.embeddings, "cosine_mse")
+    return cosine_mse_loss(first, second, require_field(own.score)[:, 0]), _weights(own), {}
 
 
 def contrastive_tension_loss(
@@ -250,15 +249,9 @@ def contrastive_tension(own: Columns, world: World, params: Params) -> LossResul
     [0.2539 2.6265]
     """
     weights = _weights(own)
-    return (
-        _summed(
-            contrastive_tension_loss(*dense(own.embeddings, "contrastive_tension"), own.label),
-            weights,
-            world,
-        ),
-        weights,
-        {},
-    )
+    first, second = dense(own.embeddings, "contrastive_tension")
+    values = contrastive_tension_loss(first, second, require_field(own.label))
+    return _summed(values, weights, world), weights, {}
 
 
 def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Params:
@@ -339,7 +332,7 @@ def _online(
     )
 
 
-def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
+def _rank_gaps(rows: Any, candidates: Any, scale: Number) -> Float[Array, "b n"]:
     """Computes scale (s_j - s_i) where y_i > y_j and both pairs are there, -inf elsewhere."""
     (similarity, score, present), (similarities, scores, others) = rows, candidates
     compared = present[:, None] & others[None, :] & (score[:, None] > scores[None, :])
@@ -347,7 +340,7 @@ def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
 
 
 def _ranking(
-    own: Columns, world: World, similarity: Callable[[Array, Array], Array], scale: float
+    own: Columns, world: World, similarity: Callable[[Array, Array], Array], scale: Number
 ) -> Float[Array, " b"]:
     """Computes the ranking loss over all pairs of the world.
 
@@ -356,7 +349,8 @@ def _ranking(
 
     def pairs(columns: Columns) -> Any:
         first, second = dense(columns.embeddings, "a loss of scored pairs")
-        return similarity(first, second), columns.score[:, 0], jnp.all(columns.present, axis=0)
+        score = require_field(columns.score)[:, 0]
+        return similarity(first, second), score, jnp.all(columns.present, axis=0)
 
     rows, _ = world.logsumexp(
         lambda row, others, _: _rank_gaps(row, others, scale)[None], pairs(own), pairs
@@ -372,7 +366,7 @@ def _log_one_plus(exponents: Float[Array, "*n"]) -> Float[Array, ""]:
 
 
 def _in_batch(
-    own: Columns, world: World, scale: float, mask_duplicates: bool
+    own: Columns, world: World, scale: Number, mask_duplicates: bool
 ) -> Float[Array, " b"]:
     """Computes the cross entropy of each text's partner among all texts of the world.
 

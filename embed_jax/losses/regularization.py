@@ -15,7 +15,13 @@ from jaxtyping import Array, Bool, Float
 from embed_jax.losses.base import loss
 from embed_jax.scores import dense
 from embed_jax.types import Block, Columns, LossResult, Number, Params, World
-from embed_jax.vectors import cosine_matrix, euclidean, normalize, squared_distance_matrix
+from embed_jax.vectors import (
+    add_arrays,
+    cosine_matrix,
+    euclidean,
+    normalize,
+    squared_distance_matrix,
+)
 
 
 @loss(columns=(1, 0), tiled=True)
@@ -44,7 +50,7 @@ def uniformity(
     values = [
         _log_mean_exp(world.gather(row), number) for row, number in zip(rows, pairs, strict=True)
     ]
-    return _everywhere(sum(values) / len(values), own, columns)
+    return _everywhere(add_arrays(values) / len(values), own, columns)
 
 
 def alignment_loss(
@@ -255,8 +261,8 @@ def _variance_terms(
     embeddings: Float[Array, "C b D"],
     present: Bool[Array, "C b"],
     total: Total,
-    gamma: float,
-    epsilon: float,
+    gamma: Number,
+    epsilon: Number,
 ) -> Float[Array, " C"]:
     centred, freedom = _centred(embeddings, present, total)
     variances = total(jnp.sum(centred**2, axis=1)) / freedom[:, None]

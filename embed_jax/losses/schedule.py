@@ -50,12 +50,15 @@ def read_schedule(text: str) -> Schedule:
     Schedule(shape='linear', start=0.0, end=0.5, steps=100)
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        name, values = node.func.id, [ast.literal_eval(value) for value in node.args]
+        match ast.parse(text.strip(), mode="eval").body:
+            case ast.Call(func=ast.Name(id=name), args=nodes, keywords=[]):
+                values = [ast.literal_eval(node) for node in nodes]
+            case _:
+                raise ValueError
         start, end, steps = values
-        if node.keywords or not all(type(value) in (int, float) for value in values):
+        if not all(type(value) in (int, float) for value in values):
             raise ValueError
-    except (AttributeError, SyntaxError, ValueError):
+    except (SyntaxError, ValueError):
         raise InputError(
             f"expected a number, or a schedule such as 'cosine(0.1, 0.02, 1000)', found {text!r}"
         ) from None

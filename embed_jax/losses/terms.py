@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from embed_jax.errors import InputError
 from embed_jax.losses.base import is_number
 from embed_jax.losses.negatives import ANCHOR, POSITIVE, Negatives, Texts, gap_block
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Number, Params, World
 
 Term = tuple[int, tuple[int, ...]]  # the column of the rows, and those of the candidates
 MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
@@ -66,7 +66,7 @@ class SoftmaxTerm:
 
 
 def cross_entropy(
-    parts: Sequence[SoftmaxTerm], smoothing: float = 0.0, again: float = 0.0
+    parts: Sequence[SoftmaxTerm], smoothing: Number = 0.0, again: float = 0.0
 ) -> Float[Array, "M b"]:
     """-log softmax of the positive against the negatives of all parts: log(1 + sum exp(gap)).
 
@@ -88,7 +88,7 @@ def cross_entropy(
     return values
 
 
-def scale_of(temperature: float, params: Params) -> Float[Array, ""]:
+def scale_of(temperature: Number, params: Params) -> Float[Array, ""]:
     if not isinstance(temperature, jax.Array) and not temperature > 0:
         raise InputError(f"config.loss: temperature: expected more than 0, found {temperature}")
     if "log_scale" in params:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax.losses.base import loss, mean_over_present
 from embed_jax.scores import dense
-from embed_jax.types import Columns, LossResult, Number, Params, World
+from embed_jax.types import Columns, LossResult, Number, Params, World, require_field
 from embed_jax.vectors import distance_matrix, named_distance
 
 CHUNK = 2**22  # numbers of the triplets that are held at a time
@@ -178,7 +178,7 @@ TripletTexts = tuple[Float[Array, "_ D"], Int[Array, " _"], Int[Array, " _"], Bo
 
 def _texts(columns: Columns) -> TripletTexts:
     (embeddings,) = dense(columns.embeddings[:1], "a triplet loss")
-    return embeddings, columns.label, columns.example, columns.present[0]
+    return embeddings, require_field(columns.label), columns.example, columns.present[0]
 
 
 def _kinds(

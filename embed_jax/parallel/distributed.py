@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -62,7 +62,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
 
 
 def _join(hosts: Hosts) -> None:
-    explicit = {}
+    explicit: dict[str, Any] = {}
     if hosts.coordinator != "auto":
         if hosts.count < 1 or not 0 <= hosts.index < hosts.count:
             raise InputError(

@@ -220,6 +220,7 @@ def global_loss(
                 )
             if layer is None:
                 return {"encoder": encoder.apply(trained, group, key, **read)}, sums
+            assert encoder.by_layer is not None, "a loss of layers is checked before the first step"
             every = encoder.by_layer(trained, group, layer, key, **read)
             last, earlier = (
                 jax.tree.map(lambda leaf: leaf[:, -1], every),
@@ -432,7 +433,7 @@ def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
     side by side, as [tensor, numbers], so that what the compiler splits stays split.
     """
     leaves, structure = jax.tree.flatten(params)
-    flat_specs = structure.flatten_up_to(specs)
+    flat_specs = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     alike: dict[tuple, list[int]] = {}
     for i, spec in enumerate(flat_specs):
         if "fsdp" in spec:
@@ -460,7 +461,7 @@ def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
             shape = list(leaves[i].shape)
             shape[axis] *= shards.shape[0]
             leaves[i] = jnp.moveaxis(shards, 0, axis).reshape(shape)
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _only_fsdp(spec: PartitionSpec) -> PartitionSpec:

@@ -29,6 +29,7 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
         sharding = shardings(path, shape)
         holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(shape).items():
+            assert index is not None, "a device of this host has a part of every array"
             bounds = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
             holders.setdefault(bounds, []).append(device)
         parts = []

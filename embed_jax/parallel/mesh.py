@@ -190,7 +190,9 @@ def state_shardings(
     extra = jax.tree.map(lambda _: whole, state.extra)
     if "momentum" in extra:
         extra["momentum"] = shardings["encoder"]
-    return TrainState(step=whole, params=shardings, opt_state=moments, frozen=frozen, extra=extra)
+    return state.replace(
+        step=whole, params=shardings, opt_state=moments, frozen=frozen, extra=extra
+    )
 
 
 def place_on_mesh(tree: Any, shardings: Any) -> Any:

@@ -259,9 +259,9 @@ def _split(tree: Any) -> tuple[list[Array], list[Array], Callable[[list, list], 
     moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
     def join(floats: list[Array], others: list[Array]) -> Any:
-        floats, others = iter(floats), iter(others)
-        return structure.unflatten(
-            [next(floats) if is_float else next(others) for is_float in moving]
+        next_float, next_other = iter(floats), iter(others)
+        return jax.tree.unflatten(
+            structure, [next(next_float if is_float else next_other) for is_float in moving]
         )
 
     floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]

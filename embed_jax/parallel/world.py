@@ -128,5 +128,5 @@ def gather_columns(own: Columns, axes: tuple[str, ...]) -> Columns:
             everybodys = gather_alike([leaves[i] for i in indices])
             for i, leaf in zip(indices, everybodys, strict=True):
                 leaves[i] = leaf
-        trees[name] = structure.unflatten(leaves)
+        trees[name] = jax.tree.unflatten(structure, leaves)
     return gathered.replace(**trees)

@@ -7,7 +7,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from embed_jax.errors import InputError, RunError
@@ -163,7 +163,7 @@ def ask_all(
     retries: Retries | None = None,
     per_minute: float = 0,
     seed: int = 0,
-) -> Iterator[tuple[Job, Any]]:
+) -> Generator[tuple[Job, Any], None, None]:
     """Asks many prompts at a time and yields (job, parsed answer or Failed) as they arrive.
 
     Args:

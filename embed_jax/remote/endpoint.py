@@ -315,6 +315,7 @@ def endpoint_encoder(
 
     def cached(keys: Iterable[str]) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
         for key in keys:
+            assert stored is not None, "without a cache all texts are missing"
             yield [key], checked(stored[key][None])
 
     def request_vectors(
@@ -324,8 +325,10 @@ def endpoint_encoder(
             _job(batch, texts, kind)
             for batch in _batches(texts, most, endpoint.interface.most_bytes)
         )
-        options = {"concurrency": concurrency, "retries": retries, "per_minute": per_minute}
-        with contextlib.closing(ask_all(endpoint, jobs, **options)) as answers:
+        answers = ask_all(
+            endpoint, jobs, concurrency=concurrency, retries=retries, per_minute=per_minute
+        )
+        with contextlib.closing(answers):
             for job, answer in answers:
                 if isinstance(answer, Failed):
                     raise RunError(f"{job.where}: {answer}")

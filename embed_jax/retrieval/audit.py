@@ -21,6 +21,7 @@ from embed_jax.data.sources import iter_records, pair_columns
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.copies import contains
 
+PairTexts = tuple[str, str, *tuple[str | None, ...]]  # anchor, positive, negatives
 REASONS = ("text", "id", "group")
 ROW_BLOCK, COLUMN_BLOCK = 1024, 8192  # similarities at a time: 32 MB
 
@@ -58,7 +59,7 @@ class PairFile:
     split: str = "train"
     limit: int = 0
 
-    def records(self) -> Iterator[tuple[dict[str, Any], Sequence[str | None]]]:
+    def records(self) -> Iterator[tuple[dict[str, Any], PairTexts]]:
         """Yields each row's record and texts.
 
         Raises:
@@ -69,12 +70,12 @@ class PairFile:
             itertools.islice(iter_records(self.data, self.split), self.limit or None)
         ):
             columns = columns or pair_columns([record])
-            texts = columns(record)
-            if not isinstance(texts[0], str) or not isinstance(texts[1], str):
+            anchor, positive, *negatives = columns(record)
+            if not isinstance(anchor, str) or not isinstance(positive, str):
                 raise InputError(
                     f"{self.data}: row {number}: anchor and positive are needed, one is missing"
                 )
-            yield record, texts
+            yield record, (anchor, positive, *negatives)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,8 @@ def find_contained(
                 shared.setdefault(int(code[row]), []).append((row, normal_form(columns[1])))
     contained: dict[int, list[tuple[int, int]]] = {}
     for row, (_, columns) in enumerate(file.records()):
-        anchor, own, *negatives = (text and normal_form(text) for text in columns)
+        anchor, own = map(normal_form, columns[:2])
+        negatives = [text and normal_form(text) for text in columns[2:]]
         if not negatives or row >= len(code):
             continue
         for other, positive in shared.get(int(code[row]), [(row, own)]):
@@ -236,7 +238,7 @@ def find_shared(file: PairFile, rows: AuditedRows) -> Iterator[FalseNegative]:
             for place, code in enumerate(codes[number].tolist()):
                 if code < 0:
                     continue
-                value = (columns[place] if why == "text" else str(record[why])).strip()
+                value = (columns[:2][place] if why == "text" else str(record[why])).strip()
                 new = np.setdiff1d(places[why][code], seen, assume_unique=True)
                 yield from (
                     FalseNegative(number, negative, why, value) for negative in new.tolist()

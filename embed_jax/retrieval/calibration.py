@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -200,7 +201,8 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     }
     with replaced(numbers) as beside:
         with beside.open("wb") as file:
-            np.savez(file, **arrays)
+            # NumPy's types take the arrays for its argument `allow_pickle`.
+            np.savez(file, **cast(dict[str, Any], arrays))
         with replaced(described) as beside:
             beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -165,17 +165,18 @@ def _empty_index(stored: Compressed):
     if stored.precision == "float32":
         return faiss.IndexFlatIP(stored.dim)
     calibration = stored.calibration
+    index: faiss.Index
     if isinstance(calibration, Ranges):
         kind = {8: faiss.ScalarQuantizer.QT_8bit, 4: faiss.ScalarQuantizer.QT_4bit}[
             calibration.bits
         ]
-        index = faiss.IndexScalarQuantizer(stored.dim, kind, faiss.METRIC_INNER_PRODUCT)
+        index = scalar = faiss.IndexScalarQuantizer(stored.dim, kind, faiss.METRIC_INNER_PRODUCT)
         ranges = np.concatenate([calibration.low, calibration.high - calibration.low])
-        faiss.copy_array_to_vector(ranges, index.sq.trained)
+        faiss.copy_array_to_vector(ranges, scalar.sq.trained)
     else:
         centres = calibration.centres if calibration else _sign_centres(stored.dim)
-        index = faiss.IndexPQ(stored.dim, len(centres), 8, faiss.METRIC_INNER_PRODUCT)
-        faiss.copy_array_to_vector(centres.ravel(), index.pq.centroids)
+        index = product = faiss.IndexPQ(stored.dim, len(centres), 8, faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(centres.ravel(), product.pq.centroids)
     index.is_trained = True
     return index
 

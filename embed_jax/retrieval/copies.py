@@ -82,8 +82,8 @@ class PassageIndex:
             first.setdefault(key, row)
         self.same = np.fromiter((first[key] for key in keys), np.int64, len(keys))
         self._rows: dict[Hashable, list[int]] = {key: [row] for key, row in first.items()}
-        titled = [row for row, text in enumerate(corpus) if isinstance(text, TitledText)]
-        bodies = self.keys([corpus[row].body for row in titled])
+        titled = {row: text.body for row, text in enumerate(corpus) if isinstance(text, TitledText)}
+        bodies = self.keys(list(titled.values()))
         for row, key in zip(titled, bodies, strict=True):
             rows = self._rows.setdefault(key, [])
             if int(self.same[row]) not in rows:

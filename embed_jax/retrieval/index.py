@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -89,7 +90,8 @@ def faiss_searcher(
         for block in embeddings.blocks():
             index.add(block)
         if parameters:
-            faiss.ParameterSpace().set_index_parameters(index, parameters)
+            # FAISS's types know the overload of a number only.
+            faiss.ParameterSpace().set_index_parameters(index, cast(Any, parameters))
     except RuntimeError as error:
         reason = one_line(error).split("Error: ")[-1]
         described = f"{factory!r}{f' with {parameters!r}' if parameters else ''}"

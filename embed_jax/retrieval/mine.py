@@ -384,11 +384,11 @@ def _rescore(
     for query, own_candidates, values in zip(
         queries, candidates, _scored(score, lists), strict=True
     ):
-        positive, values = np.split(np.asarray(values, np.float32), [len(query.positives)])
-        order = np.argsort(-values, kind="stable")
+        positive, scores = np.split(np.asarray(values, np.float32), [len(query.positives)])
+        order = np.argsort(-scores, kind="stable")
         own_candidates.rows, own_candidates.scores, own_candidates.positive_scores = (
             own_candidates.rows[order],
-            values[order],
+            scores[order],
             positive[None],
         )
         own_candidates.sources = np.zeros_like(own_candidates.rows)
@@ -457,7 +457,7 @@ def _queries(pairs: Sequence[Pair], index: PassageIndex) -> list[_Query]:
                 f"{positives[number].strip()[:60]!r}"
             )
         grouped.setdefault(query, []).append(number)
-    own = index.rows_of([anchors[numbers[0]] for numbers in grouped.values()])
+    copies = index.rows_of([anchors[numbers[0]] for numbers in grouped.values()])
     return [
         _Query(
             anchors[numbers[0]],
@@ -466,7 +466,7 @@ def _queries(pairs: Sequence[Pair], index: PassageIndex) -> list[_Query]:
             np.unique([row for number in numbers for row in rows[number]]),
             np.array(same, int),
         )
-        for numbers, same in zip(grouped.values(), own, strict=True)
+        for numbers, same in zip(grouped.values(), copies, strict=True)
     ]
 
 

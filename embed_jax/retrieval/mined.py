@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from embed_jax.errors import InputError
@@ -170,7 +170,7 @@ def scored_list(pair: Mined) -> dict[str, Any]:
     return {"query": pair.anchor, "passages": passages, "scores": scores}
 
 
-FORMS = {
+FORMS: dict[str, Callable[[Sequence[Mined]], Iterator[dict[str, Any]]]] = {
     "triplets": _triplets,
     "n-tuples": functools.partial(map, n_tuple),
     "labelled-pairs": _labelled_pairs,

@@ -104,6 +104,7 @@ def dequantize_embeddings(
         return np.unpackbits(codes, axis=1) * np.float32(2) - np.float32(1)
     if precision == "int4":
         codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
+    assert isinstance(calibration, Ranges), "check_codes has checked it"
     return calibration.low + (codes + np.float32(0.5)) * calibration.step
 
 

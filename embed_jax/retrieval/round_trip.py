@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,15 +18,17 @@ Search = Callable[[Sequence[str], int], tuple[Float[np.ndarray, "Q k"], Int[np.n
 BLOCK = 8192  # queries searched for at a time
 
 
+def _pair(record: Any) -> tuple[str, str]:
+    """Returns the texts of a record that is a mapping."""
+    return record["anchor"], record["positive"]
+
+
 def round_trip_filter(
     records: Iterable[AnyRecord],
     search: Search,
     k: int,
     passages: Sequence[str],
-    columns: Callable[[AnyRecord], tuple[str, str]] = lambda record: (
-        record["anchor"],
-        record["positive"],
-    ),
+    columns: Callable[[AnyRecord], tuple[str, str]] = _pair,
 ) -> Iterator[AnyRecord]:
     """Yields, in order, the pairs whose passage is among the k best for their query.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -155,12 +156,13 @@ def prompted(
         query_prompt: stands before queries.
         document_prompt: stands before documents.
     """
-    prompts = (query_prompt, document_prompt)
-    sides = (getattr(encode, "query", encode), getattr(encode, "document", encode))
-    if not any(prompts):
-        return sides
-    return tuple(
-        functools.partial(side, prompt=prompt) for side, prompt in zip(sides, prompts, strict=True)
+    query: Callable[..., np.ndarray] = getattr(encode, "query", encode)
+    document: Callable[..., np.ndarray] = getattr(encode, "document", encode)
+    if not (query_prompt or document_prompt):
+        return query, document
+    return (
+        functools.partial(query, prompt=query_prompt),
+        functools.partial(document, prompt=document_prompt),
     )
 
 
@@ -234,7 +236,7 @@ def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k
 
 
 def _pad(
-    block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant"
+    block: Shaped[np.ndarray, "n ..."], limit: int, mode: Literal["constant", "edge"] = "constant"
 ) -> Shaped[np.ndarray, "m ..."]:
     """Pads rows, by default with zeros, up to the next power of two, or `limit`.
 
