@@ -203,7 +203,7 @@ def build_augmentation(expression: str) -> Augmentation:
 
 
 def _steps(node: ast.expr, source: str) -> list[Augmentation]:
-    text = ast.get_source_segment(source, node)
+    text = ast.get_source_segment(source, node) or source
     match node:
         case ast.BinOp(op=ast.BitOr()):
             return _steps(node.left, source) + _steps(node.right, source)

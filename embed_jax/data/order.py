@@ -141,6 +141,7 @@ class Batches:
         return self._ends[epoch]
 
     def _plan(self, epoch: int) -> Int[np.ndarray, "steps B"]:
+        assert self._codes is not None, "without codes a batch is a part of the stream"
         if epoch not in self._plans:
             start = epoch * self.stream.length
             order = self.stream.take(np.arange(start, start + self.stream.length))

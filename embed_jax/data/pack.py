@@ -97,18 +97,18 @@ def pack_batch(
             B.
     """
     nothing = np.zeros(0, np.int32)
-    columns = [
+    filled = [
         [nothing if sentence_ids is None else sentence_ids for sentence_ids in column]
         for column in columns
     ]
-    lengths = np.stack([_lengths(column) for column in columns])  # [C, B]
+    lengths = np.stack([_lengths(column) for column in filled])  # [C, B]
     if order is None:
         parts = np.split(lengths.sum(0), shares)
         order = np.concatenate(
             [n * len(part) + deal(part, groups // shares) for n, part in enumerate(parts)]
         )
     size = order.shape[1]
-    sentences = [[column[b] for column in columns for b in members] for members in order]
+    sentences = [[column[b] for column in filled for b in members] for members in order]
     assigned = [_assign(_lengths(group), row_length) for group in sentences]
     rows = _check_rows(max(needed for *_, needed in assigned), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]

@@ -141,7 +141,7 @@ def rename_columns(
     records: Sequence[Mapping[str, Any]],
     columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
     carry: Sequence[str] = (),
-) -> list[TextRecord]:
+) -> list[dict[str, Any]]:
     """Renames the texts of records to anchor, positive, negative_1, ...; fields of `carry` stay."""
     named = []
     for record in records:
@@ -193,8 +193,8 @@ def split_pairs(
         share = int.from_bytes(digest, "big") / 2**64
         side = "test" if share < holdout else "validation" if share < 2 * holdout else "train"
         sides[side].append(record)
-    for name, side in sides.items():
-        if not side:
+    for name, records_of_side in sides.items():
+        if not records_of_side:
             raise InputError(
                 f"no pair falls into the {name} split: {len(records)} pairs with "
                 f"config.data.holdout={holdout} are too few, or all are linked by shared texts"

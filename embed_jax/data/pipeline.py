@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, UInt32, UInt64
@@ -120,11 +120,12 @@ class BatchMaker:
             _augment_row(row, source, index, step)
             for row, (source, _, index, _) in zip(rows, examples, strict=True)
         ]
-        views: dict[str, TokenBatch] = {}
-        order = None
         # The encoder's view comes first: its token counts decide the dealing to groups.
-        for name in sorted(self.tokenizers[0], key=lambda name: name != "encoder"):
-            views[name], order = self._pack(rows, which, name, order)
+        tokens, order = self._pack(rows, which, "encoder", None)
+        views = {"encoder": tokens}
+        for name in self.tokenizers[0]:
+            if name != "encoder":
+                views[name], _ = self._pack(rows, which, name, order)
 
         def collect_field(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
             """Reads a field of all records, in the batch's order; None if no data set has it."""
@@ -476,15 +477,18 @@ def _teacher_size(sources: Sequence[RecordSource]) -> int:
     return sizes[0] if sizes else 0
 
 
+Values = TypeVar("Values", bound=Sequence)
+
+
 def _check_width(
-    function: Callable[[Record], Sequence] | None, source: RecordSource, what: str
-) -> Callable[[Record], Sequence] | None:
+    function: Callable[[Record], Values] | None, source: RecordSource, what: str
+) -> Callable[[Record], Values] | None:
     """Wraps a function so that it refuses a record with another number of values than the first."""
     if function is None:
         return None
     size = _width(function, source)
 
-    def checked(record: Record) -> Sequence:
+    def checked(record: Record) -> Values:
         values = function(record)
         if len(values) != size:
             raise InputError(f"found {len(values)} {what}, expected {size} as in record 0")

@@ -71,7 +71,7 @@ def click_pairs(
     positive_pairs: list[PositivePair] = []
     most = max(max(of_query.values()) for of_query in clicks.values())
     for query, of_query in clicks.items():
-        enough = []
+        enough: list[str] = []
         # The sort is stable: of documents with equal clicks the first comes first.
         for document, count in sorted(of_query.items(), key=lambda item: -item[1]):
             row = {"query": query, "doc_id": document, "clicks": count}

@@ -152,7 +152,8 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
         InputError: with the line: a passage has no text, or the id of another one; or the file is
             empty.
     """
-    passages, lines = [], {}
+    passages: list[Passage] = []
+    lines: dict[str, int] = {}
     for line, record in iter_lines(path):
         where = f"{path}:{line}"
         missing = [field for field in fields if not isinstance(record.get(field), str)]

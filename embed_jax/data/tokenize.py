@@ -149,7 +149,7 @@ class Tokenizer:
         else:
             self.backend.save(str(Path(directory) / "tokenizer.json"))
 
-    def _encode(self, texts: list[str] | list[tuple[str, str]]) -> list[Any]:
+    def _encode(self, texts: Sequence[str | tuple[str, str]]) -> list[Any]:
         try:
             encodings = self.backend.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, from a faulty JSON escape, is not UTF-8
@@ -306,7 +306,7 @@ def _append_eos(hf: Any) -> Any:
 def _add_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
     """Returns tokenizer.json's post-processor with one more token after each text."""
     kind = processor["type"] if processor else None
-    if kind == "TemplateProcessing":
+    if processor and kind == "TemplateProcessing":
         known = {token: {"id": token, "ids": [number], "tokens": [token]}}
         changed = {"special_tokens": processor["special_tokens"] | known}
         for form in ("single", "pair"):
@@ -317,7 +317,7 @@ def _add_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[
                     end = {"id": token, "type_id": piece["Sequence"]["type_id"]}
                     changed[form].append({"SpecialToken": end})
         return processor | changed
-    if kind == "Sequence":
+    if processor and kind == "Sequence":
         *others, last = processor["processors"]
         if last["type"] == "TemplateProcessing":
             return processor | {"processors": [*others, _add_eos(last, token, number)]}

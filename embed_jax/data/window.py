@@ -54,12 +54,13 @@ def pack_window(
     row_lengths = np.minimum(row_lengths, batch_tokens)
     for row_length in np.unique(row_lengths):
         numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))
+        chosen = numbers.tolist()
         rows = max(batch_tokens // int(row_length), 1)
         packed = pack_sentences(
-            [ids[number] for number in numbers],
+            [ids[number] for number in chosen],
             row_length=int(row_length),
             skip=skip,
-            segments=None if segments is None else [segments[number] for number in numbers],
+            segments=None if segments is None else [segments[number] for number in chosen],
         )
         used = int(np.sum((packed.sentence < packed.sentences).any(axis=1)))
         start = 0

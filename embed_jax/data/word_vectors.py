@@ -40,14 +40,14 @@ def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
                 count, dim = map(int, first)
                 continue
             dim = max(len(first) - 1, 1)
-        word, *fields = raw.rsplit(None, dim) or [b""]
-        end = word.partition(b" ")[2].rpartition(b" ")[2]  # of a word with blanks
+        raw_word, *fields = raw.rsplit(None, dim) or [b""]
+        end = raw_word.partition(b" ")[2].rpartition(b" ")[2]  # of a word with blanks
         if len(fields) < dim or _is_number(end):  # a number too few, or too many
             raise InputError(
                 f"{path}:{line}: expected a word and {dim} numbers, found {len(raw.split())} fields"
             )
         seen += 1
-        word = word.decode("utf-8", errors="replace")
+        word = raw_word.decode("utf-8", errors="replace")
         try:
             vector = array.array("f", map(float, fields))
         except ValueError:

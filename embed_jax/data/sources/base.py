@@ -40,7 +40,10 @@ class Records(Sequence):
 
     def where(self, index: int) -> str:
         """Returns the place of a record, for errors."""
-        position = int(self.indices[index])
+        return self.place_of(int(self.indices[index]))
+
+    def place_of(self, position: int) -> str:
+        """Returns what a position of the source is called in errors."""
         return self.place(position) if self.place else f"record {position}"
 
 
@@ -59,7 +62,7 @@ class Located:
 
 def class_names(features: Mapping[str, Any] | None) -> dict[str, Sequence[str]]:
     """Returns the meaning of the integers of ClassLabel columns, and of lists of them."""
-    by_column = {}
+    by_column: dict[str, Sequence[str]] = {}
     for name, feature in (features or {}).items():
         names = getattr(getattr(feature, "feature", feature), "names", None)
         if names:

@@ -99,13 +99,11 @@ def module_pairs(path: Path, module: str) -> Iterator[DocumentedFunction]:
         if len(anchor.split()) < LEAST_WORDS or len(function.body) < 2:
             continue
         docstring = function.body[0]
-        if docstring.lineno == function.lineno or function.body[1].lineno <= docstring.end_lineno:
+        end = docstring.end_lineno or docstring.lineno
+        if docstring.lineno == function.lineno or function.body[1].lineno <= end:
             continue  # the docstring shares a line with code
         begin = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-        code = (
-            lines[begin - 1 : docstring.lineno - 1]
-            + lines[docstring.end_lineno : function.end_lineno]
-        )
+        code = lines[begin - 1 : docstring.lineno - 1] + lines[end : function.end_lineno]
         positive = textwrap.dedent("\n".join(code)).strip()
         count[name] = count.get(name, 0) + 1
         # A repeated name is a property's setter, or another platform's version.
@@ -127,10 +125,12 @@ def _functions(
     node: ast.AST, prefix: str
 ) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for child in ast.iter_child_nodes(node):
+        inner = prefix
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = f"{prefix}{child.name}."
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield prefix + child.name, child
-        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        yield from _functions(child, f"{prefix}{child.name}." if named else prefix)
+        yield from _functions(child, inner)
 
 
 def config_name(root: Path) -> str:

@@ -83,7 +83,10 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
         for name, value in record.items()
         if not is_missing(value)
     }
-    kind, label, score = kind_of(records[0]), None, None
+    kind = kind_of(records[0])
+    columns: ReadColumns
+    label: Callable[[Record], int] | None = None
+    score: Callable[[Record], Sequence[float]] | None = None
     if kind == SCORED_LIST:
         columns, score = _list_columns, _list_scores
     elif kind == ("text",) and "label" in names:

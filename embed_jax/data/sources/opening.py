@@ -115,7 +115,7 @@ def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Seque
     out = [
         position
         for position in suspects.tolist()
-        if cleaner(raw.decode(raw.source[position]), raw.place(position)) is None
+        if cleaner(raw.decode(raw.source[position]), raw.place_of(position)) is None
     ]
     _report(cleaner, name, len(positions))
     return Records(
@@ -128,9 +128,10 @@ def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Seque
 
 def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> RawRecord:
     position, value = item
-    record = cleaner(raw.decode(value), raw.place(position))
+    where = raw.place_of(position)
+    record = cleaner(raw.decode(value), where)
     if record is None:  # the search for suspects has missed it
-        raise InputError(f"{raw.place(position)}: without a text or label")
+        raise InputError(f"{where}: without a text or label")
     return record
 
 

@@ -41,7 +41,9 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         pairs = docstrings.extract_pairs(Path(sysconfig.get_path("stdlib")))
-        sides = {split: [] for split in docstrings.SPLITS}
+        sides: dict[str, list[docstrings.DocumentedFunction]] = {
+            split: [] for split in docstrings.SPLITS
+        }
         for pair in pairs:
             sides[docstrings.choose_split(pair.module)].append(pair)
         return {split: self._generate_examples(side) for split, side in sides.items()}

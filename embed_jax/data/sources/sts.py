@@ -55,22 +55,24 @@ def _columns(
     rows: Iterable[Row], name: str, scores: tuple[str, ...], scale: tuple[float, float] | None
 ) -> StsColumns:
     columns: StsColumns = ([], [], [], [])
+    firsts, seconds, row_scores, subsets = columns
     for row in rows:
-        if not columns[0]:
+        if not firsts:
             _check_header(row, name, scores)
         score = row.score(*scores)
         if scale and not scale[0] <= score <= scale[1]:
             expected = f"{scale[0]:g} to {scale[1]:g} (another scale: the option scale)"
             raise InputError(f"{row.where}: score {score:g} is out of range, expected {expected}")
         subset = row.fields.get("subset")
-        texts = [row.text(sentence) for sentence in SENTENCES]
-        values = (*texts, score, "" if is_missing(subset) else str(subset))
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    if not columns[0]:
+        first, second = (row.text(sentence) for sentence in SENTENCES)
+        firsts.append(first)
+        seconds.append(second)
+        row_scores.append(score)
+        subsets.append("" if is_missing(subset) else str(subset))
+    if not firsts:
         raise InputError(f"{name}: empty, no records in it")
-    if not any(text.strip() for column in columns[:2] for text in column):
-        count = len(columns[0])
+    if not any(text.strip() for text in firsts + seconds):
+        count = len(firsts)
         raise InputError(f"{name}: all texts are empty (sentence1, sentence2 of {count} records)")
     return columns
 

@@ -74,15 +74,15 @@ def read_text_sets(
     if not isinstance(rows[0].value(*names), list):
         texts = _check_texts([row.text(*names) for row in rows], data, split)
         return [texts], [[levels(row, row.value(*kinds)) for row in rows]]
-    texts = [row.texts(*names) for row in rows]
+    sets = [row.texts(*names) for row in rows]
     labels = [[levels(row, value) for value in row.values(*kinds)] for row in rows]
-    for row, members, row_labels in zip(rows, texts, labels, strict=True):
+    for row, members, row_labels in zip(rows, sets, labels, strict=True):
         if len(members) != len(row_labels) or not members:
             raise row.refusal(
                 kinds,
                 f"expected as many as texts, 1 or more, found {len(members)} and {len(row_labels)}",
             )
-    return texts, labels
+    return sets, labels
 
 
 def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], list[int]]:
@@ -199,7 +199,8 @@ def _file_rows(data: str, split: str) -> Iterator[Row]:
     if not Path(data).exists():
         sources = ", ".join(f"{name}:NAME" for name in ("tfds", "hf"))
         raise InputError(f"{data}: no such file or directory; accepted beside them: {sources}")
-    path, lines = _path(data, split), {}
+    path = _path(data, split)
+    lines: dict[str, int] = {}
     for line, record in iter_rows(path):
         row = Row(f"{path}:{line}", record)
         key = next((record[key] for key in IDS if not is_missing(to_python(record.get(key)))), None)
