@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
@@ -28,10 +28,18 @@ class EmbeddingModel(Protocol):
     """
 
     settings: EncodingSettings
-    prompts: Setting[dict[str, str]]
-    default_prompt_name: Setting[str | None]
-    template: Setting[str]
-    similarity_fn_name: Setting[str]
+
+    @property
+    def prompts(self) -> dict[str, str]: ...
+
+    @property
+    def default_prompt_name(self) -> str | None: ...
+
+    @property
+    def template(self) -> str: ...
+
+    @property
+    def similarity_fn_name(self) -> str: ...
 
     @property
     def routes(self) -> tuple[str, ...]: ...
@@ -42,13 +50,18 @@ class EmbeddingModel(Protocol):
     @property
     def max_length(self) -> int: ...
 
-    def encode(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+    # Called as `encode(texts, **options)`; each kind of model has its own options.
+    @property
+    def encode(self) -> Callable[..., np.ndarray]: ...
 
-    def encode_query(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+    @property
+    def encode_query(self) -> Callable[..., np.ndarray]: ...
 
-    def encode_document(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+    @property
+    def encode_document(self) -> Callable[..., np.ndarray]: ...
 
-    def encode_blocks(self, texts: Iterable[str], **options: Any) -> Iterator[np.ndarray]: ...
+    @property
+    def encode_blocks(self) -> Callable[..., Iterator[np.ndarray]]: ...
 
     def similarity(self, a: Any, b: Any) -> np.ndarray: ...
 

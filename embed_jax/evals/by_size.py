@@ -66,10 +66,11 @@ def spearman_by_size(
 
         by_layers[number] = {}
         for size in sizes:
-            scores = [
-                test(lambda texts, size=size: truncate(encode_at(tuple(texts)), size))["spearman"]
-                for test in tests.values()
-            ]
+
+            def encode_cut(texts: Sequence[str], size: int = size) -> np.ndarray:
+                return truncate(encode_at(tuple(texts)), size)
+
+            scores = [test(encode_cut)["spearman"] for test in tests.values()]
             by_layers[number][size] = float(np.mean(scores))
     return by_layers
 

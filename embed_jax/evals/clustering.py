@@ -106,7 +106,15 @@ def open_task(
                 )
             texts, levels = list(itertools.chain(*sets)), [_each_set(labels)]
         else:
-            texts, levels = _samples(sets, labels, **sampling, seed=seed)
+            texts, levels = _samples(
+                sets,
+                labels,
+                documents=documents,
+                experiments=experiments,
+                sample_size=sample_size,
+                depth=depth,
+                seed=seed,
+            )
     except InputError as error:
         raise InputError(f"{describe_split(data, split)}: {error}") from None
     used = np.unique(np.concatenate([run.rows for runs in levels for run in runs]))

@@ -12,10 +12,11 @@ import numpy as np
 
 from embed_jax.atomic import replaced, write_whole
 from embed_jax.errors import require
-from embed_jax.evals.metrics import bootstrap_interval
+from embed_jax.evals.metrics import mean_interval
 from embed_jax.evals.retrieval import (
     Qrels,
     RetrievalResult,
+    SearchTexts,
     TextsById,
     score_run,
     search_task,
@@ -59,7 +60,7 @@ class Comparison:
         The difference is paired by query.
         """
         difference = self.results["after"].per_query[metric] - self.results[other].per_query[metric]
-        low, high = bootstrap_interval(len(difference), lambda i: float(difference[i].mean()))
+        low, high = mean_interval(difference)
         return float(difference.mean()), low, high
 
     def table(self) -> str:
@@ -180,14 +181,16 @@ def compare(
         InputError: as `check_qrels`, or if bm25s is missing.
     """
     corpus, queries, qrels = task
-    options = {"ks": (DEPTH,), "ignore_identical_ids": ignore_identical_ids}
-    searches = {"bm25": bm25_search} | {
-        name: functools.partial(dense_search, *encoders, similarity=similarity)
-        for name, encoders in (("before", before), ("after", after))
-    }
+    searches: dict[str, SearchTexts] = {"bm25": bm25_search}
+    for name, (encode_queries, encode_corpus) in {"before": before, "after": after}.items():
+        searches[name] = functools.partial(
+            dense_search, encode_queries, encode_corpus, similarity=similarity
+        )
     runs, results = {}, {}
     for name, search in searches.items():
-        runs[name] = search_task(search, corpus, queries, qrels, **options)
+        runs[name] = search_task(
+            search, corpus, queries, qrels, ks=(DEPTH,), ignore_identical_ids=ignore_identical_ids
+        )
         results[name] = score_run(runs[name], qrels, ks=(DEPTH,))
     judged = {query: queries[query] for query in qrels}
     return Comparison(corpus, judged, qrels, runs, results, data, unchanged)

@@ -360,7 +360,7 @@ def shortlist(
         documents: N, the number of documents.
     """
     values = recall_of_ranks(ranks, judged, k)
-    low, high = metrics.bootstrap_interval(len(values), lambda rows: float(values[rows].mean()))
+    low, high = metrics.mean_interval(values)
     needed = _needed(ranks, judged, target, documents)
     figures = {"recall": float(values.mean()), "low": low, "high": high, "needed": needed}
     line = f"recall@{k} {values.mean():.4f} [{low:.3f}, {high:.3f}], target {target:g}"

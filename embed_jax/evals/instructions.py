@@ -102,7 +102,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
         runs = _runs(
             instructed, embed, functools.partial(Use, name, kind), similarity or embed.similarity
         )
-        per_query = {"p-MRR": np.array(list(p_mrr(*runs, instructed.excluded).values()))}
+        moves = p_mrr(runs[0], runs[1], instructed.excluded)
+        per_query = {"p-MRR": np.array(list(moves.values()))}
         for run, qrels, suffix in zip(runs, instructed.qrels, ("", "_changed"), strict=True):
             scores = score_run(run, qrels, ks=(5, DEPTH)).per_query
             per_query |= {
@@ -192,9 +193,13 @@ def _read_directory(directory: str, split: str) -> Instructed:
     corpus, _, original = open_retrieval_task(directory, split)
     _, _, changed = open_retrieval_task(directory, f"{split}_changed")
     rows = {row.text("_id"): row for row in read_rows(directory, "queries")}
-    queries = tuple(
-        {query: f"{rows[query].text('text')} {rows[query].text(field)}" for query in qrels}
-        for qrels, field in ((original, "instruction"), (changed, "changed_instruction"))
+
+    def add_instructions(qrels: Qrels, field: str) -> dict[str, str]:
+        return {query: f"{rows[query].text('text')} {rows[query].text(field)}" for query in qrels}
+
+    queries = (
+        add_instructions(original, "instruction"),
+        add_instructions(changed, "changed_instruction"),
     )
     excluded = {
         query: [

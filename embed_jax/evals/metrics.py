@@ -10,7 +10,7 @@ documents scores 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -108,14 +108,23 @@ def bootstrap_interval(
     return percentile_interval(bootstrap(n, statistic, resamples=resamples, seed=seed), confidence)
 
 
+def mean_interval(
+    values: Float[np.ndarray, " N"], *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Computes `bootstrap_interval` of the values' mean."""
+    return bootstrap_interval(
+        len(values), lambda rows: float(values[rows].mean()), confidence=confidence
+    )
+
+
 def bootstrap(
     n: int,
-    statistic: Callable[[Int[np.ndarray, " N"]], float],
+    statistic: Callable[[Int[np.ndarray, " N"]], float | Sequence[float]],
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> Float[np.ndarray, " R"]:
-    """Computes a statistic on n indices drawn with replacement, again and again.
+) -> Float[np.ndarray, "R *m"]:
+    """Computes a statistic, or m of them, on n indices drawn with replacement, again and again.
 
     The indices are the same for the same n and seed.
     """

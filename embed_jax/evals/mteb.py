@@ -304,7 +304,9 @@ def _reranking(data: str, split: str) -> _Read:
     mteb ranks equal scores by name, the last first, so negatives come first, as in
     evals/reranking.py.
     """
-    corpus, queries, qrels = {}, {}, {}
+    corpus: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
     records = list(zip(*readers.read_reranking(data, split), strict=True))
     for number, (record_queries, positives, negatives) in enumerate(records):
         if len(record_queries) > 1:

@@ -38,9 +38,8 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     first, second, labels = read_labelled_pairs(data, split)
 
     def evaluate(embed: Embed) -> Outcome:
-        return pair_outcome(
-            *encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second), labels
-        )
+        a, b = encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second)
+        return pair_outcome(a, b, labels)
 
     return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
 
@@ -114,14 +113,15 @@ def pair_outcome(
             for metric, value in ranking.metrics(times).items()
         }
 
-    metrics, intervals = {}, metric_intervals(len(labels), of_resample)
+    def best_similarity(metric: str) -> str:
+        return max(rankings, key=lambda name: metrics[f"{name}_{metric}"])
+
+    metrics: dict[str, float] = {}
+    intervals = metric_intervals(len(labels), of_resample)
     for name, ranking in rankings.items():
         scores = ranking.metrics() | ranking.thresholds()
         metrics |= {f"{name}_{metric}": value for metric, value in scores.items()}
-    best = {
-        metric: max(rankings, key=lambda name, of=metric: metrics[f"{name}_{of}"])
-        for metric in METRICS
-    }
+    best = {metric: best_similarity(metric) for metric in METRICS}
     for metric, name in best.items():
         metrics[f"max_{metric}"] = metrics[f"{name}_{metric}"]
         intervals[f"max_{metric}"] = intervals[f"{name}_{metric}"]
@@ -149,20 +149,20 @@ class _Ranking:
 
     @classmethod
     def of(cls, similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> _Ranking:
-        values, labels = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
+        values, binary = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
         if not np.isfinite(values).all():
             raise InputError(
                 f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} "
                 "others"
             )
         order = np.argsort(-values, kind="stable")
-        values, labels = values[order], labels[order]
+        values, binary = values[order], binary[order]
         last = np.flatnonzero(np.append(values[:-1] != values[1:], True))
-        ranking = cls(order, labels, last, (values[last[:-1]] + values[last[:-1] + 1]) / 2)
+        ranking = cls(order, binary, last, (values[last[:-1]] + values[last[:-1] + 1]) / 2)
         if len(last) == 1:
             return ranking
         selected, correct = (counts[:-1] for counts in ranking._counts())
-        by_accuracy, by_f1 = 2 * correct - selected, correct / (selected + labels.sum())
+        by_accuracy, by_f1 = 2 * correct - selected, correct / (selected + binary.sum())
         return dataclasses.replace(
             ranking, accuracy=int(np.argmax(by_accuracy)), f1=int(np.argmax(by_f1))
         )

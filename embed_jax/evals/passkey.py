@@ -20,10 +20,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from embed_jax.errors import InputError
-from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.retrieval import search_with
+from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
 from embed_jax.registry import unknown
-from embed_jax.retrieval.passages import passage_search, split_passages
-from embed_jax.retrieval.topk import dense_search
+from embed_jax.retrieval.passages import split_passages
 
 KIND = "Retrieval"
 LENGTHS = "256,512,1024,2048,4096,8192,16384,32768"  # LongEmbed's, there in tokens
@@ -170,13 +170,13 @@ def open_task(
     depths = [number % queries / max(queries - 1, 1) for number in range(documents)]
 
     def evaluate(embed: Embed) -> Outcome:
-        sides = [functools.partial(embed, use=Use(name, KIND, side)) for side in (QUERY, DOCUMENT)]
-        search = functools.partial(dense_search, *sides, similarity=embed.similarity)
-        if passage_words:
-            passages = {"words": passage_words, "overlap": passage_overlap}
-            search = functools.partial(
-                passage_search, *sides, similarity=embed.similarity, **passages
-            )
+        search = search_with(
+            embed,
+            functools.partial(Use, name, KIND),
+            similarity=embed.similarity,
+            passage_words=passage_words,
+            passage_overlap=passage_overlap,
+        )
         right = {}
         for length in lengths:
             corpus = {

@@ -35,6 +35,7 @@ def gaps_of(a: Items, b: Items) -> Gaps:
     """Returns the exchanges of two systems' items of one task, by the items' statistic."""
     if a.statistic == "mean":
         return mean_gaps(a.values, b.values)
+    assert a.gold is not None, "the statistics below compare values with gold"
     rows = {"spearman": spearman_rows, "ap": average_precision_rows}[a.statistic]
     return rank_gaps(a.values, b.values, a.gold, rows)
 

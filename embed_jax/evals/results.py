@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from embed_jax.atomic import plain_json, write_whole
 from embed_jax.errors import InputError
@@ -101,16 +102,15 @@ def read_result(path: Path) -> TaskResult:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no results of a task: {error}") from None
     try:
+        gold = content["items"].get("gold")
         items = Items(
-            *(_array(content["items"].get(name)) for name in ("values", "gold")),
+            _array(content["items"]["values"]),
+            None if gold is None else _array(gold),
             content["items"]["statistic"],
         )
-        metrics = {
-            name: math.nan if value is None else float(value)
-            for name, value in content["metrics"].items()
-        }
-        intervals = {name: tuple(math.nan if end is None else end for end in ends)
-                     for name, ends in content["intervals"].items()}  # fmt: skip
+        metrics = {name: float(_or_nan(value)) for name, value in content["metrics"].items()}
+        intervals = {name: (_or_nan(low), _or_nan(high))
+                     for name, (low, high) in content["intervals"].items()}  # fmt: skip
         outcome = Outcome(content["main"], metrics, intervals, items, tuple(content["notes"]))
         known = (
             "task",
@@ -220,12 +220,13 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.{SCORE_DIGITS}g}") for value in np.asarray(values, np.float64)]
 
 
-def _array(values: list[float] | None) -> np.ndarray | None:
-    return (
-        None
-        if values is None
-        else np.array([math.nan if value is None else value for value in values], np.float64)
-    )
+def _array(values: list[float | None]) -> Float[np.ndarray, " N"]:
+    return np.array([_or_nan(value) for value in values], np.float64)
+
+
+def _or_nan(value: float | None) -> float:
+    """Returns nan for null, which JSON has in its place."""
+    return math.nan if value is None else value
 
 
 def _number(value: float) -> str:

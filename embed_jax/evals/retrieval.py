@@ -13,8 +13,17 @@ from jaxtyping import Float
 from embed_jax.data.pairs import normal_form
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.errors import InputError, warn
-from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
-from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.metrics import RANKING_METRICS, mean_interval
+from embed_jax.evals.task import (
+    DOCUMENT,
+    QUERY,
+    Embed,
+    NamedEvaluator,
+    Outcome,
+    Task,
+    Use,
+    mean_outcome,
+)
 from embed_jax.registry import unknown
 from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
@@ -22,6 +31,7 @@ from embed_jax.scores import SIMILARITIES
 
 SMALL_CORPUS = 10  # times the cut-off: a corpus with fewer documents is small
 TextsById = Mapping[str, str]  # by id
+SearchTexts = Callable[[TextsById, TextsById, int], Run]  # (corpus, queries, k) -> best first
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
 
 
@@ -67,18 +77,13 @@ def open_task(
     check_qrels(corpus, queries, qrels)
 
     def evaluate(embed: Embed) -> Outcome:
-        sides = [
-            functools.partial(embed, use=Use(name, "Retrieval", side)) for side in (QUERY, DOCUMENT)
-        ]
-        search = functools.partial(dense_search, *sides, similarity=similarity or embed.similarity)
-        if passage_words:
-            search = functools.partial(
-                passage_search,
-                *sides,
-                words=passage_words,
-                overlap=passage_overlap,
-                similarity=similarity or embed.similarity,
-            )
+        search = search_with(
+            embed,
+            functools.partial(Use, name, "Retrieval"),
+            similarity=similarity or embed.similarity,
+            passage_words=passage_words,
+            passage_overlap=passage_overlap,
+        )
         result = evaluate_search(
             search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
         )
@@ -87,6 +92,39 @@ def open_task(
         return mean_outcome(f"ndcg@{main}", result.per_query, notes=notes)
 
     return Task(name, "Retrieval", "queries", [(queries[query],) for query in qrels], evaluate)
+
+
+def search_with(
+    embed: Embed,
+    use: Callable[[str], Use],
+    *,
+    similarity: str,
+    passage_words: int = 0,
+    passage_overlap: int = 0,
+) -> SearchTexts:
+    """Returns the search for whole documents, or for their best passages, by embeddings.
+
+    Args:
+        embed: embeds texts.
+        use: what it is told of texts of a side.
+        similarity: one of SIMILARITIES.
+        passage_words: see `open_task`.
+        passage_overlap: see `open_task`.
+    """
+    embed_queries = functools.partial(embed, use=use(QUERY))
+    embed_documents = functools.partial(embed, use=use(DOCUMENT))
+    if not passage_words:
+        return functools.partial(
+            dense_search, embed_queries, embed_documents, similarity=similarity
+        )
+    return functools.partial(
+        passage_search,
+        embed_queries,
+        embed_documents,
+        similarity=similarity,
+        words=passage_words,
+        overlap=passage_overlap,
+    )
 
 
 def cut_offs(text: str) -> list[int]:
@@ -124,9 +162,7 @@ class RetrievalResult:
         The resamples are the same for each metric.
         """
         return {
-            name: bootstrap_interval(
-                len(values), lambda i, v=values: float(v[i].mean()), confidence=confidence
-            )
+            name: mean_interval(values, confidence=confidence)
             for name, values in self.per_query.items()
         }
 
@@ -185,7 +221,7 @@ def evaluate_search(
 
 
 def search_task(
-    search: Callable[[TextsById, TextsById, int], Run],
+    search: SearchTexts,
     corpus: TextsById,
     queries: TextsById,
     qrels: Qrels,
@@ -321,7 +357,7 @@ def retrieval_evaluator(
     query_prompt: str = "",
     corpus_prompt: str = "",
     ignore_identical_ids: bool = False,
-) -> Callable[[Encode], dict[str, float]]:
+) -> NamedEvaluator:
     """Returns an evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`.
 
     See `evaluate_retrieval`. With a prompt for either, `encode` is called as `encode(texts,
@@ -344,5 +380,4 @@ def retrieval_evaluator(
         )
         return result.metrics
 
-    evaluate.metrics = tuple(f"{name}@{k}" for name in RANKING_METRICS for k in ks)
-    return evaluate
+    return NamedEvaluator(evaluate, tuple(f"{name}@{k}" for name in RANKING_METRICS for k in ks))

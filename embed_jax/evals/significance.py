@@ -121,7 +121,7 @@ def paired_spearman(
         InputError: see `paired_difference`; and if similarities or scores are constant.
     """
     a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=scores)
-    items = (Items(side, gold, "spearman") for side in (a, b))
+    items = Items(a, gold, "spearman"), Items(b, gold, "spearman")
     return _compared(*items, confidence, resamples, seed)
 
 
@@ -151,7 +151,7 @@ def paired_average_precision(
         InputError: see `paired_spearman`.
     """
     a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=labels)
-    items = (Items(side, gold, "ap") for side in (a, b))
+    items = Items(a, gold, "ap"), Items(b, gold, "ap")
     return _compared(*items, confidence, resamples, seed)
 
 
@@ -163,15 +163,17 @@ def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDiff
     Raises:
         InputError: if they are not of the same items; see the functions above.
     """
-    same_gold = (a.gold is None) == (b.gold is None) and (
-        a.gold is None or np.array_equal(a.gold, b.gold)
-    )
+    if a.gold is None or b.gold is None:
+        same_gold = a.gold is b.gold
+    else:
+        same_gold = np.array_equal(a.gold, b.gold)
     if a.statistic != b.statistic or len(a) != len(b) or not same_gold:
         raise InputError(f"expected scores of the same items, found {len(a)} ({a.statistic}) and "
                          f"{len(b)} "
                          f"({b.statistic}){'' if same_gold else ', and other gold'}")  # fmt: skip
     if a.statistic == "mean":
         return paired_difference(a.values, b.values, confidence=confidence)
+    assert a.gold is not None, "the statistics below compare values with gold"
     of = {"spearman": paired_spearman, "ap": paired_average_precision}[a.statistic]
     return of(a.values, b.values, a.gold, confidence=confidence)
 
@@ -315,7 +317,9 @@ def _compared(a: Items, b: Items, confidence: float, resamples: int, seed: int) 
     return PairedDifference(a.score() - b.score(), interval, p_value, exact, len(a))
 
 
-def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.ndarray, " N"]]:
+def _columns(
+    at_least: int = 2, **columns: Sequence[float] | Float[np.ndarray, " N"]
+) -> list[Float[np.ndarray, " N"]]:
     """Returns the columns as arrays, checked to be of one length and finite."""
     arrays = {name: np.asarray(column, np.float64) for name, column in columns.items()}
     for name, array in arrays.items():

@@ -18,7 +18,7 @@ from embed_jax.evals.metrics import (
     spearman,
     spearman_of,
 )
-from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
+from embed_jax.evals.task import Embed, Items, NamedEvaluator, Outcome, Task, Use, encode_columns
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode
 from embed_jax.scores import SIMILARITIES, pairwise_similarity
@@ -61,8 +61,8 @@ def open_task(
     gold = np.array(scores)
 
     def evaluate(embed: Embed) -> Outcome:
-        sides = encode_columns(functools.partial(embed, use=Use(name, "STS")), first, second)
-        similarities = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
+        a, b = encode_columns(functools.partial(embed, use=Use(name, "STS")), first, second)
+        similarities = {kind: pairwise_similarity(a, b, kind) for kind in SIMILARITIES}
         metrics, items = (
             sts_metrics(similarities[similarity], gold, subsets),
             Items(similarities[similarity], gold, "spearman"),
@@ -86,12 +86,13 @@ def cosine_of_pairs(
 
     A zero vector has cosine 0 with any other.
     """
-    return pairwise_similarity(*encode_columns(encode, sentences1, sentences2), "cosine")
+    first, second = encode_columns(encode, sentences1, sentences2)
+    return pairwise_similarity(first, second, "cosine")
 
 
 def sts_metrics(
     similarities: Float[np.ndarray, " N"],
-    scores: Sequence[float],
+    scores: Sequence[float] | Float[np.ndarray, " N"],
     subsets: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Computes correlations of similarities with gold scores.
@@ -107,14 +108,14 @@ def sts_metrics(
         mean over subsets, and "spearman_wmean" and "pearson_wmean", weighted by the subsets' sizes.
         nan where a side is constant.
     """
-    similarities, scores = np.asarray(similarities), np.asarray(scores, np.float64)
+    similarities, gold = np.asarray(similarities), np.asarray(scores, np.float64)
     correlations = {"spearman": spearman, "pearson": pearson}
-    metrics = {name: correlate(similarities, scores) for name, correlate in correlations.items()}
-    members = _members(subsets if subsets is not None else [""] * len(scores))
+    metrics = {name: correlate(similarities, gold) for name, correlate in correlations.items()}
+    members = _members(subsets if subsets is not None else [""] * len(gold))
     if len(members) > 1:
         sizes = [len(member) for member in members]
         for name, correlate in correlations.items():
-            parts = [correlate(similarities[member], scores[member]) for member in members]
+            parts = [correlate(similarities[member], gold[member]) for member in members]
             metrics[f"{name}_mean"] = float(np.mean(parts))
             metrics[f"{name}_wmean"] = float(np.average(parts, weights=sizes))
     return metrics
@@ -125,7 +126,7 @@ def sts_evaluator(
     sentences2: Sequence[str],
     scores: Sequence[float],
     subsets: Sequence[str] | None = None,
-) -> Callable[[Encode], dict[str, float]]:
+) -> NamedEvaluator:
     """Returns an evaluator for training: `encode -> {"spearman": ..., "pearson": ..., ...}`.
 
     See `sts_metrics`. Its attribute `metrics` lists the names of its metrics.
@@ -138,8 +139,15 @@ def sts_evaluator(
     def evaluate(encode: Encode) -> dict[str, float]:
         return sts_metrics(cosine_of_pairs(encode, sentences1, sentences2), scores, subsets)
 
-    evaluate.metrics = tuple(sts_metrics(np.arange(len(scores)), scores, subsets))
-    return evaluate
+    names = sts_metrics(np.arange(len(scores), dtype=np.float64), scores, subsets)
+    return NamedEvaluator(evaluate, tuple(names))
+
+
+def _bootstrap_subset(
+    statistic: Callable[[Int[np.ndarray, " M"]], float], member: Int[np.ndarray, " M"], seed: int
+) -> Float[np.ndarray, " R"]:
+    """Computes `bootstrap` of the pairs with the indices `member`."""
+    return bootstrap(len(member), lambda rows: statistic(member[rows]), seed=seed)
 
 
 def _intervals(
@@ -158,7 +166,7 @@ def _intervals(
         intervals[name] = bootstrap_interval(len(gold), correlate)
         if len(members) > 1:
             parts = [
-                bootstrap(len(member), lambda i, m=member, of=correlate: of(m[i]), seed=number)
+                _bootstrap_subset(correlate, member, seed=number)
                 for number, member in enumerate(members)
             ]
             intervals[f"{name}_mean"] = percentile_interval(np.mean(parts, axis=0))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from embed_jax.errors import InputError
+from embed_jax.evals.metrics import mean_interval
 
 K = 10
 REPEATS, SECONDS = 7, 0.3  # a search is timed at least this often, and at least this long
@@ -231,7 +232,6 @@ def measure(
         InputError: if the first setting has quality 0, or the documents are too few to calibrate
             on.
     """
-    from embed_jax.evals.metrics import bootstrap_interval
     from embed_jax.evals.retrieval import score_run
     from embed_jax.retrieval.calibration import SAMPLE, calibrate
     from embed_jax.retrieval.compressed import CompressedIndex
@@ -255,13 +255,15 @@ def measure(
         index, cut_queries = CompressedIndex(compressed(dim, precision)), prefix(queries, dim)
         for setting in group:
             originals = compressed(dim, setting.originals) if setting.originals else None
-            options = {
-                "asymmetric": setting.asymmetric,
-                "rescore": setting.rescore,
-                "originals": originals,
-            }
             seconds, (_, rows) = timed(
-                functools.partial(index.search, cut_queries, K + ignore_identical_ids, **options)
+                functools.partial(
+                    index.search,
+                    cut_queries,
+                    K + ignore_identical_ids,
+                    asymmetric=setting.asymmetric,
+                    rescore=setting.rescore,
+                    originals=originals,
+                )
             )
             run = {
                 query: {
@@ -282,7 +284,7 @@ def measure(
                 Measured(
                     setting,
                     quality,
-                    bootstrap_interval(len(values), lambda i, v=values: float(v[i].mean())),
+                    mean_interval(values),
                     quality / (measured[0].quality if measured else quality),
                     index.bytes_per_vector,
                     originals.bytes_per_vector if originals else 0,
@@ -295,7 +297,8 @@ def measure(
 
 def timed(search: Callable[[], Any]) -> tuple[float, Any]:
     """Returns the median seconds of a search, and its result."""
-    result, seconds = search(), []
+    result = search()
+    seconds: list[float] = []
     while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         began = time.perf_counter()
         search()

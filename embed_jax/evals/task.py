@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import bootstrap, percentile_interval, spearman, spearman_of
+from embed_jax.types import Evaluator
 
 QUERY, DOCUMENT = "query", "document"
 
@@ -106,8 +107,8 @@ class Items:
 
         The draws are the same for the same number of items.
         """
-        of = self.score
-        if self.statistic == "spearman":
+        of: Callable[[np.ndarray], float] = self.score
+        if self.statistic == "spearman" and self.gold is not None:
             of = spearman_of(np.asarray(self.values), np.asarray(self.gold))
         return bootstrap(len(self), of, resamples=resamples, seed=seed)
 
@@ -186,6 +187,22 @@ def mean_outcome(
         scored[main],
         tuple(notes),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedEvaluator:
+    """An evaluator for training that knows the names of its metrics before it runs.
+
+    Attributes:
+        evaluate: `encode -> {metric: value}`.
+        metrics: the names.
+    """
+
+    evaluate: Evaluator
+    metrics: tuple[str, ...]
+
+    def __call__(self, encode: Callable[..., np.ndarray]) -> Mapping[str, float]:
+        return self.evaluate(encode)
 
 
 def encode_columns(

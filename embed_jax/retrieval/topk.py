@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from embed_jax.registry import unknown
 from embed_jax.scores import SIMILARITIES, unit_length
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
+QueryId = TypeVar("QueryId", bound=Hashable)
 Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first
 
 QUERY_BLOCK = 512  # with CORPUS_BLOCK: 16 MB of scores at a time
@@ -90,11 +91,11 @@ def dense_search(
     encode_queries: Encode,
     encode_corpus: Encode,
     corpus: Mapping[str, str],
-    queries: Mapping[str, str],
+    queries: Mapping[QueryId, str],
     k: int,
     *,
     similarity: str = "cosine",
-) -> Run:
+) -> dict[QueryId, dict[str, float]]:
     """Embeds queries and corpus and finds each query's k nearest documents.
 
     Holds the embeddings of at most 65,536 documents at a time.
@@ -130,9 +131,9 @@ def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, 
 def as_run(
     scores: Float[np.ndarray, "Q k"],
     numbers: Int[np.ndarray, "Q k"],
-    queries: Sequence[str],
+    queries: Sequence[QueryId],
     documents: Sequence[str],
-) -> Run:
+) -> dict[QueryId, dict[str, float]]:
     """Returns the results of `top_k` by the ids of queries and documents."""
     return {
         query: {

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the checks, prints a list of them and returns their results."""
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals import diagnose
-    from embed_jax.evals.metrics import bootstrap_interval
+    from embed_jax.evals.metrics import mean_interval
     from embed_jax.evals.suite import named
     from embed_jax.runtime import environment
 
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     search = Search(embed, model.similarity_fn_name, texts, judged)
     ranks = search.ranks(prompts[USED], dim)
     score = diagnose.ndcg_of_ranks(ranks, judged)
-    low, high = bootstrap_interval(len(score), lambda rows: float(score[rows].mean()))
+    low, high = mean_interval(score)
     counted = f"{len(qrels)} queries, {len(corpus)} documents"
     print(
         f"{args.data}, {args.model}: nDCG@10 {score.mean():.4f} [{low:.3f}, {high:.3f}], {counted}",
