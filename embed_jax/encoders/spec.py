@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.latent import LatentAttention
@@ -18,6 +18,8 @@ ALL_LINEAR = "all-linear"
 @runtime_checkable
 class Backbone(Protocol):
     """Fields that the frozen dataclass of every family of backbones has."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def family(self) -> str:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from embed_jax.config import Experiment
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.token_objectives import is_token_objective
+from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import (
     gather_params,
     make_mesh,
@@ -31,7 +32,7 @@ from embed_jax.train.model import TrainingModel, initial_model
 from embed_jax.train.objective import Objective, ObjectiveMaker, embedding_objective
 from embed_jax.train.optim import complete_optimizer, make_learning_rate, make_optimizer
 from embed_jax.train.sources import Sources
-from embed_jax.train.step import init_state, make_train_step
+from embed_jax.train.step import TrainStep, init_state, make_train_step
 from embed_jax.train.tokens import token_objective
 from embed_jax.types import Params, TrainState
 
@@ -65,7 +66,7 @@ class Assembly:
     state: TrainState
     shardings: TrainState
     loss: Callable
-    step: Callable
+    step: TrainStep
     learning_rate: Callable[[int], Any]
 
     def encode(self, state: TrainState) -> TextEncoder:
@@ -74,7 +75,7 @@ class Assembly:
 
     def save_model(self, state: TrainState, directory: Path) -> None:
         """Writes the model in a state as a model directory; every host calls it."""
-        sentence = self.model.sentence
+        sentence = self.model.result
         sentence.params = gather_params(state.encoder, self.mesh)
         if is_first_host():
             tensors = self.objective.tensors and self.objective.tensors(state)
@@ -116,8 +117,14 @@ def assemble(
     model = model or initial_model(config, mesh=mesh)
 
     # What is minimised, and on which batches.
-    objective = (objective or default_objective)(config, model)
-    data = None if abstract else training_data(config, sources, model, objective, groups)
+    make_objective = objective or default_objective
+    minimised = make_objective(config, model)
+    if abstract:
+        data = None
+    elif sources is None:
+        raise InputError("sources: expected the training data of a run, found None")
+    else:
+        data = training_data(config, sources, model, minimised, groups)
     num_updates = data.num_steps // config.optim.accumulate if data else ABSTRACT_UPDATES
 
     # The state before the first step, and where it lies.
@@ -125,19 +132,19 @@ def assemble(
         optimizer = make_optimizer(config.optim, num_updates)
     else:
         optimizer = complete_optimizer(optimizer, config.optim)
-    state, specs = _initial_state(config, model, objective, optimizer, mesh, abstract)
+    state, specs = _initial_state(config, model, minimised, optimizer, mesh, abstract)
     shardings = state_shardings(state, optimizer, specs, mesh)
     if abstract:
         state = place_abstract(state, shardings)
     else:
         state = place_on_mesh(state, shardings)
-        model.sentence.params = None  # the state has them
+        model.result.params = None  # the state has them
 
     # The step.
-    loss = objective.on_mesh(mesh, specs=specs, fsdp_gather=config.train.fsdp_gather)
+    loss = minimised.on_mesh(mesh, specs=specs, fsdp_gather=config.train.fsdp_gather)
     loss = stop_frozen_gradients(loss, vars(config.optim.groups))
     step = make_train_step(
-        loss, optimizer, shardings, config.queue.momentum, scheduled=objective.scheduled
+        loss, optimizer, shardings, config.queue.momentum, scheduled=minimised.scheduled
     )
     schedule = make_learning_rate(config.optim, num_updates)
     return Assembly(
@@ -145,7 +152,7 @@ def assemble(
         mesh=mesh,
         groups=groups,
         model=model,
-        objective=objective,
+        objective=minimised,
         data=data,
         state=state,
         shardings=shardings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,10 @@ from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY, Sources
-from embed_jax.types import Batch, TokenBatch, TrainState
+from embed_jax.types import Batch, TokenBatch, TrainState, require_field
 
 SourcesAt = Callable[[int, Encode], Sources]
+BatchesFrom = Callable[[int, TrainState], Generator[tuple[int, Batch], None, None]]
 VALIDATION_BATCHES = 8
 
 
@@ -61,7 +62,7 @@ class TrainingData:
     order: Order | None
     num_steps: int
     fingerprint: dict[str, Any]
-    batches: Callable[[int, TrainState], Iterator[tuple[int, Batch]]]
+    batches: BatchesFrom
     held_out: Callable[[Sequence[Record]], list[Batch]]
 
 
@@ -86,7 +87,7 @@ def training_data(
         InputError: for data that the objective or the model cannot use.
     """
     renewed = callable(sources)
-    sources_at: SourcesAt = sources if renewed else lambda step, encode: sources
+    sources_at = _at_every_step(sources)
     first = prepare_sources(sources_at(0, TextEncoder(model.sentence)), objective, config)
     pieces = _cut_sources(first, objective)
     _check_same_mask(config, pieces)
@@ -101,7 +102,7 @@ def training_data(
     order = None if streamed else training_order(pieces, config)
     num_steps = _num_steps(config, order)
 
-    def batches(start: int, state: TrainState) -> Iterator[tuple[int, Batch]]:
+    def batches(start: int, state: TrainState) -> Generator[tuple[int, Batch], None, None]:
         if streamed:
             yield from _streamed_batches(maker([streamed]), config, start, num_steps)
             return
@@ -114,6 +115,7 @@ def training_data(
                 prepare_sources(sources_at(since, encode), objective, config), objective
             )
             now_order = training_order(now, config)
+        assert now_order is not None, "only a stream has no order"
         yield from prefetch(
             training_batches(maker(list(now.values())), now_order),
             start,
@@ -154,6 +156,14 @@ def training_data(
     return TrainingData(pieces, order, num_steps, made_of, batches, held_out)
 
 
+def _at_every_step(sources: Sources | SourcesAt) -> SourcesAt:
+    """Returns the sources as a function of step and encoder, which fixed ones do not depend on."""
+    if callable(sources):
+        return sources
+    fixed = sources
+    return lambda step, encode: fixed
+
+
 def row_length(config: Experiment, max_length: int) -> int:
     """Returns T: the config's, or twice the longest text up to 128.
 
@@ -177,14 +187,20 @@ def abstract_batch(groups: int, columns: int, examples: int, rows: int, length: 
 
     G groups of E examples with C texts each, packed into R rows of T slots.
     """
-    shape = jax.ShapeDtypeStruct
-    slots = [shape((groups, rows, length), dtype) for dtype in (*(jnp.int32,) * 3, bool)]
-    return Batch(
-        {"encoder": TokenBatch(*slots, sentences=columns * examples)},
-        present=shape((groups, columns, examples), bool),
-        text_hash=shape((groups, columns, examples, 2), jnp.uint32),
-        record=shape((groups, examples), jnp.int32),
-    )
+
+    def batch() -> Batch:
+        slots = jnp.zeros((groups, rows, length), jnp.int32)
+        tokens = TokenBatch(
+            slots, slots, slots, pooled=slots.astype(bool), sentences=columns * examples
+        )
+        return Batch(
+            {"encoder": tokens},
+            present=jnp.zeros((groups, columns, examples), bool),
+            text_hash=jnp.zeros((groups, columns, examples, 2), jnp.uint32),
+            record=jnp.zeros((groups, examples), jnp.int32),
+        )
+
+    return jax.eval_shape(batch)
 
 
 def _batch_maker(
@@ -202,18 +218,20 @@ def _batch_maker(
         shares=config.batch.shares or jax.process_count(),
         row_length=row_length(config, longest),
         rows=config.batch.rows or None,
-        include_prompt=model.sentence.include_prompt,
+        include_prompt=model.result.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
 
 
 def _num_steps(config: Experiment, order: Order | None) -> int:
     """Returns the batches of the run, without those at the end whose gradient is never used."""
-    if order is None and not config.train.steps:
-        raise InputError(
-            "config.train.steps: a stream has no known end, set the number of steps; found 0"
-        )
-    num_steps = config.train.steps or order.count(config.train.epochs)
+    num_steps = config.train.steps
+    if not num_steps:
+        if order is None:
+            raise InputError(
+                "config.train.steps: a stream has no known end, set the number of steps; found 0"
+            )
+        num_steps = order.count(config.train.epochs)
     return max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
 
@@ -231,6 +249,7 @@ def _streamed_batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) of a stream from a step on, made ahead of the consumer."""
     (source,) = make.sources
+    assert isinstance(source.records, RecordStream), "other data sets have an order"
     batches = stream_batches(
         source.records,
         config.batch.size,
@@ -275,15 +294,13 @@ def prepare_sources(
         _check_data(source, about, config, "" if name == ONLY else name)
         if "teacher" not in objective.models:
             _check_teacher(source, about, config, "" if name == ONLY else name)
-        used = {
-            "label": "label" in about.needs,
-            "score": bool({"score", "scores"} & set(about.needs)),
-            "teacher": "teacher" in about.needs,
-        }
-        fields = {
-            field: getattr(source.fields, field) if needed else None
-            for field, needed in used.items()
-        }
+        fields, needs = source.fields, set(about.needs)
+        used_fields = dataclasses.replace(
+            fields,
+            label=fields.label if "label" in needs else None,
+            score=fields.score if needs & {"score", "scores"} else None,
+            teacher=fields.teacher if "teacher" in needs else None,
+        )
         settings = getattr(config.mixture.sources, name, None)
         own_prompts = given_prompts(config, settings, name) if settings else ("", "")
         prompts = tuple(
@@ -291,7 +308,7 @@ def prepare_sources(
         )
         prepared[name] = dataclasses.replace(
             source,
-            fields=dataclasses.replace(source.fields, **fields),
+            fields=used_fields,
             prompts=source.prompts if any(source.prompts) else prompts,
             max_length=source.max_length or config.data.max_length,
         )
@@ -318,11 +335,12 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                 f"{where}: {name!r} needs records with a {need}, found the fields {field_names}"
             )
         if need == "scores":
-            texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
-            if scores != texts - 1:
+            texts = len(fields.columns(records[0]))
+            count = len(require_field(fields.score)(records[0]))
+            if count != texts - 1:
                 raise InputError(
                     f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
-                    f"record, found {scores}"
+                    f"record, found {count}"
                 )
     columns = count_columns(source)
     least, most = about.columns
@@ -335,7 +353,8 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
         )
     if about.classes:
         for number, record in sampled_records(records):
-            if not 0 <= (label := apply_to_record(fields.label, record, number)) < about.classes:
+            label = apply_to_record(require_field(fields.label), record, number)
+            if not 0 <= label < about.classes:
                 raise InputError(
                     f"record {number}: label {label}, {where}={name!r} accepts 0 to "
                     f"{about.classes - 1}"
@@ -343,7 +362,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
     score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
     for fit in about.fits:
         for number, record in sampled_records(records):
-            scores = apply_to_record(fields.score, record, number)
+            scores = apply_to_record(require_field(fields.score), record, number)
             targets = [scores[0] - score for score in scores[1:]] if fit.of_margins else scores
             for target in targets:
                 if not fit.least - 1e-6 <= target <= fit.largest + 1e-6:

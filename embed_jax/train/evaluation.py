@@ -21,6 +21,7 @@ from embed_jax.evals.comparison import Comparison, compare
 from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
 from embed_jax.evals.retrieval import Qrels, TextsById, retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
+from embed_jax.evals.task import NamedEvaluator
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
 from embed_jax.registry import unknown
@@ -44,6 +45,7 @@ def evaluation(
         validation: held-out records, with the fields of the only data set: their mean loss without
             dropout is "validation/loss".
     """
+    assert run.data is not None, "an abstract run has nothing to evaluate"
     batches = run.data.held_out(validation)
     if not evaluators and not batches:
         return None
@@ -127,11 +129,11 @@ def check_metric(
         raise InputError(f"config.eval.metric: nothing gives {chosen!r}; evaluated are {known}")
     metrics = getattr(evaluators[name], "metrics", (metric,))
     if metric not in metrics:
-        known = [f"{name}/{metric}" for metric in metrics]
-        raise InputError("config.eval.metric: " + unknown("metric", chosen, known))
+        full_names = [f"{name}/{metric}" for metric in metrics]
+        raise InputError("config.eval.metric: " + unknown("metric", chosen, full_names))
 
 
-def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
+def _instructed(evaluate: NamedEvaluator, config: Experiment) -> NamedEvaluator:
     """Returns an evaluator whose sentences have the instruction of the config, if there is one.
 
     Both sides of a pair have it.
@@ -146,8 +148,7 @@ def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
     def instructed(encode: Callable[..., np.ndarray]) -> Mapping[str, float]:
         return evaluate(functools.partial(encode, prompt=prompt))
 
-    instructed.metrics = evaluate.metrics
-    return instructed
+    return NamedEvaluator(instructed, evaluate.metrics)
 
 
 def sts_tests(config: Experiment) -> dict[str, Evaluator]:
@@ -156,7 +157,8 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
     Raises:
         InputError: for a file that cannot be read, or two of one name.
     """
-    names, evaluators = config.eval.test_sts, {}
+    names = config.eval.test_sts
+    evaluators: dict[str, Evaluator] = {}
     for name in names.split(",") if names else ():
         file = find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
         if _name(file) in evaluators:
@@ -178,17 +180,20 @@ def search_evaluators(
         config: the run's settings.
         task: corpus, queries and relevance judgements.
     """
-    prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
-    evaluators = {
+    query_prompt, corpus_prompt = given_prompts(config)
+    evaluators: dict[str, Evaluator] = {
         "retrieval": retrieval_evaluator(
             *task,
             similarity=config.loss.similarity or "cosine",
+            query_prompt=query_prompt,
+            corpus_prompt=corpus_prompt,
             ignore_identical_ids=config.eval.ignore_identical_ids,
-            **prompts,
         )
     }
     if config.eval.geometry:
-        evaluators["geometry"] = geometry_evaluator(*judged_texts(*task), **prompts)
+        evaluators["geometry"] = geometry_evaluator(
+            *judged_texts(*task), query_prompt=query_prompt, corpus_prompt=corpus_prompt
+        )
     return evaluators
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +101,24 @@ def _finetune(
 
     With `keep` the directory stays, and the comparison is written there.
     """
+    from embed_jax.train.data import SourcesAt
     from embed_jax.train.evaluation import report_search, search_evaluators, sts_evaluators
     from embed_jax.train.fit import fit
     from embed_jax.train.mining import mined_sources
     from embed_jax.train.objective import training_loss
-    from embed_jax.train.sources import ONLY, column_names, scaled, without_texts
+    from embed_jax.train.sources import ONLY, Sources, column_names, scaled, without_texts
 
     require("grain")
     config = override(Experiment(), tracking__wandb="disabled", model__name=model)
     sized = override(copy.deepcopy(config), **overrides)  # refuses unknown fields and bad values
-    records = python_records(pairs, column_names(sized.data.columns))[: sized.data.limit or None]
+    records: Sequence[Mapping[str, Any]] = python_records(pairs, column_names(sized.data.columns))
+    records = records[: sized.data.limit or None]
     if len(records) < 2:
         raise InputError(f"pairs: expected at least 2, found {len(records)}")
     if sized.data.exclude:
         records = without_texts(records, record_fields(records).columns, sized.data.exclude)
-    validation, tasks = [], {}
+    validation: Sequence[Mapping[str, Any]] = []
+    tasks = {}
     if sized.data.holdout:
         require("bm25s")  # fail early: needed only at the end
         named = rename_columns(records, record_fields(records).columns, CARRIED)
@@ -135,7 +138,7 @@ def _finetune(
         evaluators = search_evaluators(config, tasks["validation"]) | evaluators
     if config.mine.strategy or config.data.consistency:
         lists = "scores" in training_loss(config).about.needs
-        sources = mined_sources(records, [], config, workdir, lists=lists)
+        sources: Sources | SourcesAt = mined_sources(records, [], config, workdir, lists=lists)
         validation = [] if lists else validation  # nothing scores the held-out pairs
     else:
         fields = scaled(record_fields(records), config.data.score_max)

@@ -53,6 +53,7 @@ def fit(
     check_metric(config, evaluators, validation)
     run = assemble(config, sources, model=model, objective=objective, optimizer=optimizer)
     evaluate = evaluation(run, evaluators, validation)
+    assert run.data is not None, "the run is not abstract"
     fingerprint = run.data.fingerprint
     with (
         open_workdir(workdir, config, fingerprint) if is_first_host() else contextlib.nullcontext()

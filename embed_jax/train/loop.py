@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from embed_jax.parallel.mesh import split_groups
 from embed_jax.registry import unknown
 from embed_jax.runtime import environment, is_first_host
 from embed_jax.train.checkpoint import Checkpoints, read_state
+from embed_jax.train.data import BatchesFrom
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
+from embed_jax.train.step import TrainStep
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb
 from embed_jax.train.workdir import Chronicle
 from embed_jax.types import BASE, Batch, TrainState
@@ -79,8 +81,8 @@ def run(
     workdir: Path,
     *,
     state: TrainState,
-    step_fn: Callable,
-    batches: Callable[[int, TrainState], Iterator[tuple[int, Batch]]],
+    step_fn: TrainStep,
+    batches: BatchesFrom,
     num_steps: int,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
@@ -214,6 +216,7 @@ def run(
             """The evaluation's metrics; updates `best` and the saved model."""
             nonlocal best, losses, clock
             began = time.monotonic()
+            assert evaluate is not None, "called only where there is something to evaluate"
             metrics = evaluate(state)
             progress.say(
                 f"step {step}: "
@@ -232,7 +235,7 @@ def run(
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
             return metrics
 
-        def upcoming() -> Iterator[tuple[int, Batch]]:
+        def upcoming() -> Generator[tuple[int, Batch], None, None]:
             """All batches to come, asked for anew where their source ends."""
             index = start
             while index < num_steps:
@@ -470,5 +473,5 @@ def _terminated(say: Callable[[str], None]) -> Iterator[_Termination]:
     try:
         yield termination
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -91,7 +91,7 @@ def mined_sources(
             queries, documents, texts, similarity=config.loss.similarity or "cosine"
         )
 
-    def consistent(encode: Encode) -> list[Mapping[str, Any]]:
+    def consistent(encode: Encode) -> Sequence[Mapping[str, Any]]:
         search = searcher("dense", encode).search
         consistent_pairs = list(round_trip_filter(pairs, search, config.data.consistency, texts))
         say(
@@ -126,7 +126,9 @@ def mined_sources(
             raise InputError(f"config.mine.number: no pair has {config.mine.number} negatives")
         return mined_records
 
-    def recorded(name: str, make: Callable[[], list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    def recorded(
+        name: str, make: Callable[[], Sequence[Mapping[str, Any]]]
+    ) -> Sequence[Mapping[str, Any]]:
         """Reads records from the file of that name, or makes them and writes it."""
         file = workdir / "mined" / f"{name}-{made_of}.jsonl"
         if file.exists():
@@ -197,7 +199,9 @@ def _fold(encode: Encode) -> Fold | None:
 def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str, Any]]:
     if not lists:
         return [n_tuple(pair) for pair in block]
-    return [scored_list(pair) | pair.carried for pair in block if len(pair.negatives) == number]
+    return [
+        {**scored_list(pair), **pair.carried} for pair in block if len(pair.negatives) == number
+    ]
 
 
 def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:

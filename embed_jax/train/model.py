@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
@@ -58,16 +59,23 @@ class TrainingModel:
     max_length: int
 
     @property
+    def result(self) -> SentenceEncoder | RoutedEncoder:
+        """The model that comes out, `sentence`, of a model that is not abstract."""
+        assert self.sentence is not None, "only shapes are asked of an abstract model"
+        return self.sentence
+
+    @property
     def has_towers(self) -> bool:
         """True if queries have their own encoder."""
-        return self.sentence is not None and bool(self.sentence.routes)
+        return isinstance(self.sentence, RoutedEncoder)
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
         """The tokenizers of the trained encoder, as `data.pipeline.make_batch_maker` names them."""
-        if not self.has_towers:
-            return {"encoder": self.sentence.tokenizer}
-        query, document = (self.sentence.encoders[route] for route in TOWERS)
+        result = self.result
+        if isinstance(result, SentenceEncoder):
+            return {"encoder": result.tokenizer}
+        query, document = (result.encoders[route] for route in TOWERS)
         return {"encoder": document.tokenizer, "query": query.tokenizer}
 
     def split(self) -> tuple[Params, dict[str, Params]]:
@@ -88,7 +96,8 @@ class TrainingModel:
         """
         if self.spec.lora is None:
             return False
-        return lora.merge or self.has_towers or not self.sentence.base
+        result = self.result
+        return lora.merge or isinstance(result, RoutedEncoder) or not result.base
 
 
 def longest_text(config: Experiment) -> int:
@@ -168,10 +177,12 @@ def _two_towers(
         dim=document.encoder.dim,
     )
     towers = {"query": query, "document": document}
+    encoders = {}
+    for route, tower in towers.items():
+        assert isinstance(tower.sentence, SentenceEncoder), "a tower is one encoder"
+        encoders[route] = tower.sentence
     sentence = RoutedEncoder(
-        {route: tower.sentence for route, tower in towers.items()},
-        default_route="document",
-        settings=document.sentence.settings,
+        encoders, default_route="document", settings=encoders["document"].settings
     )
     return TrainingModel(
         two_towers(query.encoder, document.encoder),
@@ -218,7 +229,8 @@ def _one_encoder(
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         check_length(longest, spec.backbone, "config.data.max_length")
         params = store_frozen(build_encoder(spec).init(key), lora)
-        settings, pooler = EncodingSettings(), {}
+        settings = EncodingSettings()
+        pooler: Mapping[str, np.ndarray] = {}
     else:
         if saved is None:
             directory = resolve(model.name)
@@ -255,7 +267,7 @@ def model_before(config: Experiment) -> SentenceEncoder | RoutedEncoder:
 
     It is without the adapter that is trained.
     """
-    return initial_model(dataclasses.replace(config, lora=Lora())).sentence
+    return initial_model(dataclasses.replace(config, lora=Lora())).result
 
 
 def abstract_model(config: Experiment, shape: str) -> TrainingModel:
@@ -444,6 +456,7 @@ def add_adapter(
 def _adapter_identity(spec: EncoderSpec, params: Params) -> tuple:
     """Returns what makes two adapters of one model the same function of the same parameters."""
     lora = spec.lora
+    assert lora is not None, "compared are models with an adapter"
     return lora.rank, lora.alpha, lora.rslora, lora.dora, adapted_modules(spec, params["backbone"])
 
 

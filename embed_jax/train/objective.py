@@ -24,6 +24,7 @@ from embed_jax.losses.compose import per_dataset, weighted_sum
 from embed_jax.losses.expression import arguments_of, build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.pretrained import tokenizer_of
+from embed_jax.routed import RoutedEncoder
 from embed_jax.runtime import say
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.model import TrainingModel, compute_dtype
@@ -135,7 +136,7 @@ def embedding_objective(
     on_mesh = functools.partial(
         global_loss,
         model.encoder,
-        loss,
+        loss.on_world,
         form=config.loss.form,
         frozen={name: other.encoder for name, other in models.items()},
         auxiliary=auxiliary,
@@ -163,7 +164,11 @@ def _teacher_files(config: Experiment) -> list[str]:
 
 
 def describe_result(
-    config: Experiment, sentence: SentenceEncoder, about: About, *, prompted: bool = True
+    config: Experiment,
+    sentence: SentenceEncoder | RoutedEncoder,
+    about: About,
+    *,
+    prompted: bool = True,
 ) -> tuple[str, str]:
     """Notes in a model how it is to be used: similarity, sizes, prompts of its training.
 

@@ -56,7 +56,9 @@ def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
         ),
         ("Evaluation", "score", scores),
     ]
-    panels = [(*words, [name for name in names if name in series]) for *words, names in panels]
+    panels = [
+        (title, unit, [name for name in names if name in series]) for title, unit, names in panels
+    ]
     panels = [panel for panel in panels if panel[-1]]
     if not panels:
         return

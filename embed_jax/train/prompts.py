@@ -35,8 +35,10 @@ def given_prompts(
         if source is None
         else (source, f"config.mixture.sources.{name}")
     )
-    return tuple(
-        _prompt(settings, side, config.data.template, place) for side in ("anchor", "candidate")
+    template = config.data.template
+    return (
+        _prompt(settings, "anchor", template, place),
+        _prompt(settings, "candidate", template, place),
     )
 
 
@@ -64,23 +66,24 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
 
 def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
     """Returns the prompts of anchors and candidates: the config's, else the model's default."""
-    usual = model.prompts.get(model.default_prompt_name, "")
+    default = model.default_prompt_name
+    usual = "" if default is None else model.prompts.get(default, "")
     anchor, candidate = given_prompts(config)
     return anchor or usual, candidate or usual
 
 
 def training_encoders(
     config: Experiment, model: SentenceEncoder | RoutedEncoder
-) -> tuple[Callable[[Sequence[str]], np.ndarray], ...]:
+) -> tuple[Callable[[Sequence[str]], np.ndarray], Callable[[Sequence[str]], np.ndarray]]:
     """Returns the functions that embed queries and documents.
 
     Each uses its prompt of the training.
     """
-    prompts = training_prompts(config, model)
+    anchor, candidate = training_prompts(config, model)
     encode = TextEncoder(model)
-    return tuple(
-        functools.partial(side, prompt=prompt)
-        for side, prompt in zip((encode.query, encode.document), prompts, strict=True)
+    return (
+        functools.partial(encode.query, prompt=anchor),
+        functools.partial(encode.document, prompt=candidate),
     )
 
 

@@ -59,20 +59,20 @@ def load_run(
     config.model.compute_dtype = compute_dtype
     config.train.devices = 0  # those that are here, however many the run has
     model = initial_model(config, mesh=make_mesh())
-    sentence = model.sentence
     trained, frozen = model.split()
     trained = read_encoder(directory / "checkpoints", step, trained)
     params = join_params(frozen.get(BASE, {}), trained)
     if not model.has_towers:
         params = _without_training_heads(params, model.spec)
-    sentence = sentence.with_params(params)
-    if model.spec.lora is None and not model.has_towers:
+    sentence = model.result.with_params(params)
+    encoders = [sentence] if isinstance(sentence, SentenceEncoder) else sentence.encoders.values()
+    if model.spec.lora is None and isinstance(sentence, SentenceEncoder):
         sentence.base = ""
     if not is_token_objective(config.loss.name):
         with contextlib.redirect_stdout(None):  # the run has already printed it
             describe_result(config, sentence, training_loss(config).about)
-    if max_length:
-        sentence.max_length = max_length
+    for encoder in encoders if max_length else ():
+        encoder.max_length = max_length
     return sentence.merged() if model.merges_adapter(config.lora) else sentence
 
 

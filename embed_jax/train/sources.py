@@ -81,7 +81,7 @@ def read_with_teacher(
     if settings.train.startswith("stream:"):
         return _open_stream(settings), None
     columns = column_names(settings.columns)
-    records = open_records(settings.train, settings.split, columns)
+    records: Sequence[Mapping[str, Any]] = open_records(settings.train, settings.split, columns)
     vectors = None
     if settings.teacher_vectors:
         path, ids = settings.teacher_vectors, settings.teacher_ids
@@ -129,7 +129,9 @@ def placed(
         columns: see `open_records`.
     """
     line = re.match(r"record (\d+): (.*)", str(error))
-    place = line and place_in_file(name, split, int(line[1]), columns)
+    if line is None:
+        return error
+    place = place_in_file(name, split, int(line[1]), columns)
     return InputError(f"{place}: {line[2]}") if place else error
 
 
@@ -175,11 +177,14 @@ def without_texts(
 
 def scaled(fields: RecordFields, score_max: float) -> RecordFields:
     """Returns the fields with scores divided by a number."""
-    if fields.score is None or score_max == 1:
+    read = fields.score
+    if read is None or score_max == 1:
         return fields
-    return dataclasses.replace(
-        fields, score=lambda record: [score / score_max for score in fields.score(record)]
-    )
+
+    def scale(record: Mapping[str, Any]) -> list[float]:
+        return [score / score_max for score in read(record)]
+
+    return dataclasses.replace(fields, score=scale)
 
 
 def text_or_record_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,21 @@ def init_state(
     )
 
 
+class TrainStep(Protocol):
+    """A step of training as a compiled function."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Takes a step: returns the new state and the batch's metrics."""
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """Prepares to compile for arguments of these shapes, as `jax.jit` does."""
+
+    def _cache_size(self) -> int:
+        """Counts the compilations; JAX has no public name for it."""
+
+
 def make_train_step(
     objective: Callable,
     optimizer: optax.GradientTransformation,
@@ -45,7 +60,7 @@ def make_train_step(
     momentum: float = 0.0,
     *,
     scheduled: bool = False,
-) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+) -> TrainStep:
     """Makes the step `(state, batch, key) -> (state, metrics)`; the old state's buffers are reused.
 
     The step's randomness is `fold_in(key, state.step)`: nothing random is carried from step to
@@ -78,12 +93,14 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "finite": finite}
-        extra = (
-            advance(state.extra, *entries, params["encoder"], momentum) if entries else state.extra
-        )
+        extra = state.extra
+        if entries:
+            (of_batch,) = entries
+            extra = advance(state.extra, of_batch, params["encoder"], momentum)
         return state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, extra=extra
         ), metrics
 
-    options = {} if shardings is None else {"out_shardings": (shardings, None)}
-    return jax.jit(step, donate_argnums=0, **options)
+    options: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
+    # The type that JAX gives to a compiled function lacks `_cache_size`.
+    return cast(TrainStep, jax.jit(step, donate_argnums=0, **options))

@@ -71,8 +71,10 @@ def token_objective(config: Experiment, model: TrainingModel) -> Objective:
         return head_tensors(model.encoder.config, params)
 
     def pieces(records: Sequence[Record], source: RecordSource) -> Sequence[Record]:
-        tokenizer = model.sentence.tokenizer.cut_at(source.max_length)
-        return cut_records(records, lambda record: source.fields.columns(record)[0], tokenizer)
+        tokenizer = model.tokenizers["encoder"].cut_at(source.max_length)
+        return cut_records(
+            records, lambda record: source.fields.columns(record)[0] or "", tokenizer
+        )
 
     about = About(columns=(1, 1))
     if model.sentence is not None:

@@ -17,7 +17,7 @@ from embed_jax.errors import InputError
 # What may change between a run and its resumption. Where and in which form it is computed changes
 # no more than the last bits, as long as the groups and shares of a batch (in the fingerprint of the
 # data) stay.
-FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
+FREE_FIELDS: tuple[str, ...] = ("tracking.", "checkpoint.", "hosts.", "loss.form")
 FREE_FIELDS += tuple(
     f"train.{name}"
     for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather", "extend")
@@ -179,7 +179,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _flatten_json(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= (
             _flatten_json(value, f"{prefix}{name}.")
