@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,6 @@ class TrainStep(Protocol):
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """Prepares to compile for arguments of these shapes, as `jax.jit` does."""
-
-    def _cache_size(self) -> int:
-        """Counts the compilations; JAX has no public name for it."""
 
 
 def make_train_step(
@@ -102,5 +99,4 @@ def make_train_step(
         ), metrics
 
     options: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
-    # The type that JAX gives to a compiled function lacks `_cache_size`.
-    return cast(TrainStep, jax.jit(step, donate_argnums=0, **options))
+    return jax.jit(step, donate_argnums=0, **options)
