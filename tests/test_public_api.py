@@ -330,48 +330,21 @@ PROGRAM = """
     embed_jax.load("x", step="last")  # incompatible type "str"
     embed_jax.laod("x")  # Module has no attribute "laod"
 """
-# What a user's checker sees, without the libraries below, whose own types take it minutes.
-OURS = [
-    "embed_jax",
-    *(f"embed_jax.{name}" for name in ("sentence", "scores", "encode_options", "pretrained")),
-]
-OURS += [
-    "embed_jax.loading",
-    "embed_jax.embedding_model",
-    "embed_jax.encoders.settings",
-    "embed_jax.cross_encoder",
-    "embed_jax.train.finetune",
-    "embed_jax.train.run",
-    "embed_jax.types",
-]
-SETTINGS = f"""
-[mypy]
-follow_imports = skip
-ignore_missing_imports = True
-disallow_untyped_defs = True
-[mypy-{",".join([*OURS, "jaxtyping.*", "numpy.*"])}]
-follow_imports = silent
-"""
 
 
 @pytest.fixture(scope="module")
 def type_errors(tmp_path_factory):
-    """Runs mypy once, as reading NumPy's types is most of its time.
+    """Runs mypy once, with our settings and with what `scripts/test.sh` has left in its cache.
 
     Returns its messages about the program, {line: text}, and about our files,
     {(file, line): text}.
     """
     pytest.importorskip("mypy")
     directory = tmp_path_factory.mktemp("mypy")
-    (directory / "mypy.ini").write_text(SETTINGS)
     (directory / "program.py").write_text(textwrap.dedent(PROGRAM))
-    ours = [
-        name.replace(".", "/") + ("/__init__.py" if name == "embed_jax" else ".py") for name in OURS
-    ]
-    ours = [file for file in ours if "cross_encoder" not in file and "types" not in file]
-    command = ["-m", "mypy", "--config-file", "mypy.ini", "--cache-dir=/dev/null", "program.py"]
+    command = ["-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
     done = subprocess.run(
-        [sys.executable, *command, *(ROOT / file for file in ours)],
+        [sys.executable, *command, "--cache-dir", ROOT / ".mypy_cache", "program.py"],
         capture_output=True,
         text=True,
         cwd=directory,
