@@ -153,6 +153,12 @@ def test_a_run_is_loaded_at_a_step_and_trained_further(trained, sources, sentenc
     )
 
 
+def test_a_checkpoint_is_loaded_with_another_limit(trained):
+    _, workdir = trained
+    model = load_run(workdir, 4, max_length=6)
+    assert [encoder.max_length for encoder in model.encoders.values()] == [6, 6]
+
+
 def test_a_frozen_tower_stays_as_it_is(config, sources):
     frozen = copy.deepcopy(config)
     frozen.optim.groups.documents = ParamGroup(pattern="encoder/document", learning_rate_factor=0.0)
