@@ -23,7 +23,7 @@ from embed_jax.encoders.base import (
     transformer_directory,
 )
 from embed_jax.encoders.family import REQUIRED, Family, Part
-from embed_jax.encoders.lora import adapted_modules, linear_maps
+from embed_jax.encoders.lora import adapted_modules, linear_maps, require_lora
 from embed_jax.encoders.spec import ALL_LINEAR, EncoderSpec, LoraSpec
 from embed_jax.encoders.weights import read_json, read_safetensors, write_json, write_safetensors
 from embed_jax.errors import InputError, warn
@@ -98,10 +98,10 @@ def read_adapter(
     family, shapes = lookup("backbone", backbone.family), backbone_shapes(backbone)
     maps = linear_maps(family, shapes)
     tree = _read_tree(where, family, maps, shapes, lora)
-    targets = _targets(
+    modules = _targets(
         maps, {path.rpartition("/")[0] for path in flatten_dict(tree["layers"], sep="/")}
     )
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    targets = (modules,) if isinstance(modules, str) else tuple(modules)
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora), tree
 
 
@@ -208,7 +208,8 @@ def _by_leaf(
     leaf_tensors: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for name, value in read_safetensors(where).items():
         module, leaf = _parse(name, family, where)
-        before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|(.*)", module).groups()[:3]
+        numbered = re.fullmatch(r"(.*?\.)(\d+)(\..*)", module)
+        before, number, after = numbered.groups() if numbered else ("", "", "")
         if leaf and f"{before}{{}}{after}" in modules_there:
             for path, part in maps.items():
                 if part.module == f"{before}{{}}{after}":  # A is the same for all parts of a module
@@ -301,7 +302,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
                 f"an adapter of a backbone with {name} {own_value!r}, but its base {base} has "
                 f"{base_value!r}: save the model with the adapter merged"
             )
-    lora = spec.lora
+    lora = require_lora(spec)
     maps = linear_maps(family, backbone_shapes(spec.backbone))
     leaves = flatten_dict(jax.device_get(adapter["layers"]), sep="/")
     tensors = {}
@@ -309,7 +310,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         module, _, name = path.rpartition("/")
         for number, value in enumerate(np.asarray(leaf, np.float32)):
             tensors[_tensor_name(maps[module].module, number, name)] = np.ascontiguousarray(value.T)
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
         "base_model_name_or_path": base,
@@ -333,6 +334,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     write_safetensors(
         directory / WEIGHTS, tensors, **{FINGERPRINT: backbone_fingerprint(original, place)}
     )
+    assert family.write_config is not None, "only a table of vectors has none, and no linear maps"
     own_fields, base_fields = family.write_config(spec.backbone), family.write_config(original)
     changes = {
         name: own_fields.get(name)

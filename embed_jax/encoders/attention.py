@@ -42,6 +42,7 @@ def sentence_bias(
     """
     seen = sentence[:, :, None] == sentence[:, None, :]
     if causal or window:
+        assert position is not None, "`causal` and `window` need the positions"
         back = position[:, :, None] - position[:, None, :]
         seen &= back >= 0 if causal else True
         seen &= jnp.abs(back) < window if window else True

@@ -214,7 +214,7 @@ def relative_bias(
 
 
 def relative_bucket(
-    distance: Int[Array, "*B"], buckets: int, max_distance: int = 128
+    distance: Int[AnyArray, "*B"], buckets: int, max_distance: int = 128
 ) -> Int[Array, "*B"]:
     """Returns the bucket of a signed distance.
 

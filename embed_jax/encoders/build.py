@@ -103,10 +103,13 @@ def build_encoder(
         raise InputError(
             f"token head: expected the width {size} of the backbone's states, found {width}"
         )
-    weighted = isinstance(spec.token_head, WeightedLayers)
-    if weighted and spec.token_head.num_layers != (config.num_layers or None):
+    token_head = spec.token_head
+    weighted = isinstance(token_head, WeightedLayers)
+    if isinstance(token_head, WeightedLayers) and token_head.num_layers != (
+        config.num_layers or None
+    ):
         raise InputError(
-            f"token head: weights for {spec.token_head.num_layers} layers, but a {config.family} "
+            f"token head: weights for {token_head.num_layers} layers, but a {config.family} "
             f"encoder of {config.num_layers}"
         )
 

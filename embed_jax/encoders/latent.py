@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.layers import LayerNorm, Linear, activation
+from embed_jax.encoders.layers import LayerNorm, Linear, activation, apply_module
 from embed_jax.errors import InputError
 from embed_jax.types import Params
 
@@ -109,10 +109,10 @@ class LatentAttention:
 
         def linear(name: str, x: Float[Array, "N I"], bias: bool = False) -> Float[Array, "N O"]:
             layer = Linear(params[name]["kernel"].shape[-1], dtype, STDDEV, use_bias=bias)
-            return layer.apply({"params": params[name]}, x)
+            return apply_module(layer, params[name], x)
 
         def norm(name: str, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-            return LayerNorm(EPS, dtype).apply({"params": params[name]}, x)
+            return apply_module(LayerNorm(EPS, dtype), params[name], x)
 
         def split(x: Float[Array, "N I"]) -> Float[Array, "H N d"]:
             return x.reshape(-1, self.heads, self.size).swapaxes(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import AnyArray
+from embed_jax.types import AnyArray, Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     # jax.nn.gelu's erfc takes twice the time on CPU.
@@ -129,7 +129,7 @@ def take_rows(table: Float[AnyArray, "V D"], ids: Int[AnyArray, "*B"]) -> Float[
 
 
 def type_vectors(
-    table: Float[Array, "K D"], segment: Int[Array, "R T"] | None
+    table: Float[Array, "K D"], segment: Int[AnyArray, "R T"] | None
 ) -> Float[Array, "*B D"]:
     """Returns the row of a small table for each token's type; without segments, row 0 `[D]`.
 
@@ -168,6 +168,14 @@ def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x.dtype)
+
+
+def apply_module(module: nn.Module, params: Params, *inputs: Any) -> Array:
+    """Applies a module whose result is an array.
+
+    Flax's type of `apply` has a pair besides, which only its argument `mutable` gives.
+    """
+    return cast(Array, module.apply({"params": params}, *inputs))
 
 
 class MaskPositions(struct.PyTreeNode):

@@ -109,7 +109,13 @@ def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
         backbone: the backbone's parameters or their shapes.
     """
     maps = linear_maps(lookup("backbone", spec.backbone.family), backbone)
-    return find_targets(spec.lora.targets, maps, spec.backbone.num_layers)
+    return find_targets(require_lora(spec).targets, maps, spec.backbone.num_layers)
+
+
+def require_lora(spec: EncoderSpec) -> LoraSpec:
+    """Returns the adapter's settings of a spec that has them."""
+    assert spec.lora is not None, "called for an encoder with an adapter"
+    return spec.lora
 
 
 # ---- parameters ----------------------------------------------------------------------------------
@@ -142,7 +148,7 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
     Raises:
         InputError: a target that the backbone lacks.
     """
-    lora = spec.lora
+    lora = require_lora(spec)
     targets = adapted_modules(spec, backbone)
     kernels = flatten_dict(backbone["layers"], sep="/")
     made = {}
@@ -187,7 +193,7 @@ def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
     Returns:
         The spec and the parameters of the same encoder without an adapter.
     """
-    lora = spec.lora
+    lora = require_lora(spec)
     backbone, adapter = jax.device_get((params["backbone"], params[ADAPTER]))
     kernels = flatten_dict(dequantize_params(backbone["layers"]), sep="/")
     for path, leaves in _modules(adapter).items():
@@ -245,12 +251,13 @@ def _add_adapter_product(
     lora: LoraSpec, module: Linear, result: Float[Array, "*B O"], x: Float[Array, "*B I"]
 ):
     dtype = module.dtype
-    a, b = (module.get_variable(ADAPTER, name) for name in ("a", "b"))
+    a: Array = module.get_variable(ADAPTER, "a")
+    b: Array = module.get_variable(ADAPTER, "b")
     key = module.make_rng(ADAPTER) if lora.dropout and module.has_rng(ADAPTER) else None
     flat = dropout(x.reshape(-1, x.shape[-1]).astype(dtype), lora.dropout, key)
     change = (lora.scale * (flat @ a.astype(dtype))) @ b.astype(dtype)
     if lora.dora:
-        kernel = module.get_variable("params", "kernel")
+        kernel: Array = module.get_variable("params", "kernel")
         full = kernel.astype(jnp.float32) + lora.scale * jnp.matmul(a, b, precision="highest")
         norm = lax.stop_gradient(jnp.linalg.norm(full, axis=0))
         ratio = module.get_variable(ADAPTER, "magnitude") / norm

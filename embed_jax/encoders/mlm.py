@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.layers import LayerNorm, Linear, activation
+from embed_jax.encoders.layers import LayerNorm, Linear, activation, apply_module
 from embed_jax.types import AnyArray, Params, TokenBatch
 
 # Shares of the chosen tokens that become the mask token, and a random token; the others stay.
@@ -68,7 +68,7 @@ def head_logits(
         states: the tokens' states after the last layer.
         table: the encoder's token embeddings.
     """
-    return MlmHead(config).apply({"params": params}, states, table)
+    return apply_module(MlmHead(config), params, states, table)
 
 
 def mask_tokens(

@@ -209,7 +209,7 @@ def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
         raise InputError(f"{path}: {error}") from None
     shapes = jax.eval_shape(lambda key: _latent_tensors(head.init(key)), jax.random.key(0))
     tensors = _read_exactly(directory, {name: tensor.shape for name, tensor in shapes.items()})
-    params = {"latents": tensors["latents"]}
+    params: Params = {"latents": tensors["latents"]}
     for part, module in LATENT_TENSORS.items():
         params[part] = {
             "scale" if part.endswith("norm") else "kernel": tensors[f"{module}.weight"].T

@@ -213,7 +213,7 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
     ('mean', True)
     """
     names = pooling.split("+")
-    config = {"word_embedding_dimension": dim}
+    config: dict[str, Any] = {"word_embedding_dimension": dim}
     config |= {
         flag: name in names
         for name, (_, flag) in POOLING_NAMES.items()

@@ -279,7 +279,7 @@ TENSORS = {
     "layers/down": "layers.{}.mlp.down_proj",
     "layers/output_norm": "layers.{}.post_mlp_layernorm",
 }
-PUBLISHED = {  # transformers writes these too, beside its own config.json
+PUBLISHED: dict[str, str | Part] = {  # transformers writes these too, beside its own config.json
     "embeddings/token": "embeddings.word_embeddings",
     "embeddings/token_type": "embeddings.token_type_embeddings",
     "embeddings/norm": "emb_ln",

@@ -290,7 +290,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
             backbone.max_length,
         ),
         activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
-        prompt=_prompts(settings).get(settings.get("default_prompt_name"), ""),
+        prompt=_prompts(settings).get(settings.get("default_prompt_name") or "", ""),
         lower_case=texts.lower_case,
         tokenizer_directory=transformer,
     )
@@ -300,7 +300,8 @@ def _read_others(
     directory: Path, folders: Sequence[tuple[str, str]], call: Callable
 ) -> tuple[dict[str, Any], Params, bool]:
     """Reads the modules after the backbone: fields of EncoderSpec, parameters, `include_prompt`."""
-    spec, include_prompt = {"pooling": "mean", "heads": (), "token_head": None}, True
+    spec: dict[str, Any] = {"pooling": "mean", "heads": (), "token_head": None}
+    include_prompt = True
     params: Params = {"heads": {}}
     for kind, folder in folders:
         place = directory / folder

@@ -107,10 +107,10 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
     elif rope.rope_type == "linear":
         kept_share = np.zeros_like(plain)
     elif rope.rope_type == "llama3":
-        fits = rope.original_max_position_embeddings * plain / (2 * np.pi)
-        kept_share = np.clip(
-            (fits - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1
-        )
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        assert low is not None and high is not None, "`llama3` requires them"
+        fits = _original_length(rope) * plain / (2 * np.pi)
+        kept_share = np.clip((fits - low) / (high - low), 0, 1)
     else:
         kept_share, length = _yarn(rope, size), _yarn_length(rope)
     scaled = (
@@ -129,7 +129,7 @@ def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
 
     def index(fits: float) -> float:
         """Returns the index of the frequency whose wave fits this often into the original texts."""
-        wave = rope.original_max_position_embeddings / (fits * 2 * math.pi)
+        wave = _original_length(rope) / (fits * 2 * math.pi)
         return size * math.log(wave) / (2 * math.log(rope.theta))
 
     first, last = index(rope.beta_fast or 32), index(rope.beta_slow or 1)
@@ -139,9 +139,18 @@ def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
     return 1 - np.clip((np.arange(size // 2) - first) / ((last - first) or 0.001), 0, 1)
 
 
+def _original_length(rope: Rope) -> int:
+    length = rope.original_max_position_embeddings
+    assert length is not None, "`read_rope` sets it where config.json leaves it out"
+    return length
+
+
 def _yarn_length(rope: Rope) -> float:
+    factor = rope.factor
+    assert factor is not None, "`yarn` requires it"
+
     def growth(times: float) -> float:
-        return 0.1 * times * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+        return 0.1 * times * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     if rope.attention_factor is not None:
         return rope.attention_factor

@@ -77,12 +77,12 @@ def read_router(directory: Path) -> Routes | None:
     if default is None and parameters.get("allow_empty_key", True):
         default = next(iter(route_modules))
     tasks = _tasks(path, parameters.get("route_mappings") or {})
-    for field, route in (
+    for field, target in (
         ("default_route", default),
         *(("route_mappings", route) for route in tasks.values()),
     ):
-        if route is not None and route not in route_modules:
-            raise InputError(f"{path}: {field}: {unknown('route', route, route_modules)}")
+        if target is not None and target not in route_modules:
+            raise InputError(f"{path}: {field}: {unknown('route', target, route_modules)}")
     return Routes(route_modules, default, tasks)
 
 
@@ -113,15 +113,16 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
     types, structure, parameters = (
         config.get(name) for name in ("types", "structure", "parameters")
     )
-    named = (
-        isinstance(types, dict)
-        and isinstance(structure, dict)
-        and all(
+    if (
+        not isinstance(types, dict)
+        or not isinstance(structure, dict)
+        or not structure
+        or not all(
             isinstance(names, list) and all(isinstance(types.get(str(name)), str) for name in names)
             for names in structure.values()
         )
-    )
-    if not named or not structure or not isinstance(parameters, dict | None):
+        or not isinstance(parameters, dict | None)
+    ):
         raise InputError(
             f'{path}: expected "types" of modules, a "structure" of routes that names them, '
             'and "parameters"'

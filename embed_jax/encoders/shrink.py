@@ -162,8 +162,9 @@ def add_pca(
         InputError: see `pca_head`.
     """
     head, weights = pca_head(embeddings, dim)
-    before, after = spec.heads, ()
-    if before and isinstance(before[-1], Normalize):
-        before, after = before[:-1], before[-1:]
+    number = len(spec.heads)
+    if spec.heads and isinstance(spec.heads[-1], Normalize):
+        number -= 1
+    before, after = spec.heads[:number], spec.heads[number:]
     heads = {**params["heads"], str(len(before)): weights}
     return dataclasses.replace(spec, heads=(*before, head, *after)), {**params, "heads": heads}

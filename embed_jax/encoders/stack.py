@@ -71,7 +71,7 @@ class Stack(nn.Module):
                 f"{tokens.sentences} sentences are not {self.mask_columns} columns with one "
                 "dropout mask"
             )
-        return MaskPositions(tokens.sentence % examples, tokens.position)
+        return MaskPositions(jnp.asarray(tokens.sentence) % examples, jnp.asarray(tokens.position))
 
     def scan(
         self,

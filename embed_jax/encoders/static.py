@@ -102,7 +102,7 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
             f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; expected {TABLE}, "
             "or model2vec's embeddings with or without mapping and weights"
         )
-    table = tensors.get(TABLE, tensors.get("embeddings"))
+    table = tensors[TABLE if TABLE in names else "embeddings"]
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
         raise InputError(
             f"{where}: the table is {table.dtype.name} of shape {table.shape}; "

@@ -87,7 +87,7 @@ class T5(Stack):
         """
         config = self.config
         outer_key, layer_keys = self.split(key)
-        first_key, last_key = (None, None) if key is None else jax.random.split(outer_key)
+        first_key, last_key = (None, None) if outer_key is None else jax.random.split(outer_key)
         places = self.places(tokens, key)
         start = 0 if places is None else places.starts(config.hidden_size)
 

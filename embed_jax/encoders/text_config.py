@@ -158,8 +158,9 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
             f"{path}: modality_config: message: texts in a chat template are not supported; "
             "accepted: text"
         )
-    expected = {"method": "forward", "method_output_name": output}
-    if modalities.get("text") != expected:
-        raise InputError(
-            f"{path}: modality_config: text: expected {expected}, found {modalities.get('text')!r}"
-        )
+    text, expected_text = (
+        modalities.get("text"),
+        {"method": "forward", "method_output_name": output},
+    )
+    if text != expected_text:
+        raise InputError(f"{path}: modality_config: text: expected {expected_text}, found {text!r}")

@@ -74,13 +74,12 @@ def mntp(
         mask_token: the token that hides others; "": the tokenizer's own mask token, or "_" if it
             has none.
     """
-    mask_token = mask_token or None
     return functools.partial(
         _hidden_token_auxiliary,
         rate=rate,
         mask=mask,
         random=random,
-        mask_token=mask_token,
+        mask_token=mask_token or None,
         before=1,
     )
 
@@ -258,7 +257,7 @@ def _hidden_token_auxiliary(
     )
 
 
-def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
+def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int:
     """Returns the mask's id; `mask_token` "": the tokenizer's own; None: that or BLANK."""
     token = mask_token or tokenizer.mask_token or (BLANK if mask_token is None else None)
     if token is None:
@@ -353,6 +352,7 @@ def _states(
     encoder: Encoder, encoder_params: Params, tokens: TokenBatch, key, read
 ) -> Float[Array, "S H"]:
     """Returns the last layer's states of all slots of a group, flat."""
+    assert encoder.hidden is not None, "`build_encoder` gives a text encoder its token states"
     hidden = encoder.hidden(encoder_params, tokens, key, **({} if read is None else {"read": read}))
     return hidden.reshape(-1, hidden.shape[-1])
 

@@ -194,15 +194,19 @@ def list_modules(
         module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)
     ]
     if spec.token_head is not None and not static:
-        weighted = isinstance(spec.token_head, WeightedLayers)
-        write = (
-            module_files.write_weighted_layers if weighted else module_files.write_latent_attention
-        )
-        own = params[TOKEN_HEAD]
-        write = functools.partial(write, head=spec.token_head, params=own)
-        module_list.append(
-            module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own)
-        )
+        own, token_head = params[TOKEN_HEAD], spec.token_head
+        write: Callable[[Path], None]
+        if isinstance(token_head, WeightedLayers):
+            kind = modules.WEIGHTED
+            write = functools.partial(
+                module_files.write_weighted_layers, head=token_head, params=own
+            )
+        else:
+            kind = modules.LATENT
+            write = functools.partial(
+                module_files.write_latent_attention, head=token_head, params=own
+            )
+        module_list.append(module(kind, write, token_head, own))
     if not static:
         pooled = (spec.pooling, spec.backbone.hidden_size, settings.include_prompt)
         module_list.append(
@@ -217,14 +221,14 @@ def list_modules(
 
 def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, Any]:
     """Returns the fields of a model's config_sentence_transformers.json."""
-    cut = spec.heads and isinstance(spec.heads[-1], Truncate)
+    last = spec.heads[-1] if spec.heads else None
     dims = list(settings.matryoshka_dims)
     return {
         "prompts": settings.prompts,
         "default_prompt_name": settings.default_prompt_name,
         "similarity_fn_name": settings.similarity,
         "instruction_template": settings.template,
-        **({"truncate_dim": spec.heads[-1].out_features} if cut else {}),
+        **({"truncate_dim": last.out_features} if isinstance(last, Truncate) else {}),
         **({"matryoshka_dims": dims} if dims else {}),
         **({"adaptive_layers": True} if settings.adaptive_layers else {}),
     }
