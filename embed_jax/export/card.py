@@ -344,7 +344,8 @@ def _describe_evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | No
         parts += [_table(("task", "metric", "score", "of"), rows), FAIR]
         notes = [f"- {scores.name}: {note}" for scores in scores_by_task for note in scores.notes]
         parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
-    measured = (run.results.get("metrics") or {}) if run else {}
+    results = run.results if run else {}
+    measured = results.get("metrics") or {}
     sides = [
         side
         for side in ("before", "after", "teacher")
@@ -357,7 +358,7 @@ def _describe_evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | No
             for name in names
         ]
         what = "At the end of the training, on data that chose nothing"
-        what += " (Spearman's correlation):" if run.results.get("task") == "sts" else ":"
+        what += " (Spearman's correlation):" if results.get("task") == "sts" else ":"
         parts += [what, _table(("", *sides), rows)]
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
 

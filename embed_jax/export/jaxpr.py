@@ -8,7 +8,7 @@ the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -76,7 +76,7 @@ def inline(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Tensor]) -> li
 
     def read(variable: Any) -> Tensor:
         return (
-            constant(variable.val, variable.aval.dtype)
+            constant(variable.val, cast(Any, variable.aval).dtype)  # JAX's type of it lacks dtype
             if isinstance(variable, Literal)
             else values[variable]
         )

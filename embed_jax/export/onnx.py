@@ -180,10 +180,11 @@ def _states(
             head, jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]])
         )
     states = backbone.apply(variables, tokens, None, needs_every_layer(spec.pooling))
-    if spec.token_head is None:
+    token_head = spec.token_head
+    if token_head is None:
         return states
     # The head's shapes depend on the number of tokens, which is not known here: apply it to each.
-    return jax.vmap(jax.vmap(lambda x: spec.token_head.apply(head, x[None, None])[0, 0]))(states)
+    return jax.vmap(jax.vmap(lambda x: token_head.apply(head, x[None, None])[0, 0]))(states)
 
 
 def _pool(

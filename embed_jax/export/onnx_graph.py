@@ -44,6 +44,12 @@ class Tensor:
         return isinstance(self.data, np.ndarray)
 
     @property
+    def array(self) -> np.ndarray:
+        """The values, which must be known."""
+        assert isinstance(self.data, np.ndarray), "the values come from a node"
+        return self.data
+
+    @property
     def is_whole(self) -> bool:
         """Tells whether the tensor stands for itself."""
         return self.sizes == self.shape
@@ -130,18 +136,20 @@ class Graph:
 
     def name(self, tensor: Tensor) -> str:
         """Returns the name by which nodes refer to a tensor; a known one becomes a constant."""
-        if not tensor.is_known:
+        if isinstance(tensor.data, str):
             return tensor.data
-        small = tensor.data.nbytes <= SAME_BYTES
-        key = (tensor.data.tobytes(), tensor.sizes, tensor.dtype.str) if small else id(tensor.data)
+        small = tensor.array.nbytes <= SAME_BYTES
+        key = (
+            (tensor.array.tobytes(), tensor.sizes, tensor.dtype.str) if small else id(tensor.array)
+        )
         if key not in self._constants:
             self._constants[key] = f"constant_{len(self._constants)}"
-            self.initializers[self._constants[key]] = tensor.data
+            self.initializers[self._constants[key]] = tensor.array
         return self._constants[key]
 
     def maker(self, tensor: Tensor) -> Node | None:
         """Returns the node whose output a tensor is, or None."""
-        return None if tensor.is_known else self.nodes.get(tensor.data)
+        return self.nodes.get(tensor.data) if isinstance(tensor.data, str) else None
 
     # ---- shapes ----------------------------------------------------------------------------------
 
@@ -189,7 +197,7 @@ class Graph:
         """Returns a tensor's values in another shape."""
         sizes = tuple(sizes)
         if tensor.is_known and all(isinstance(size, int) for size in sizes):
-            return constant(tensor.data.reshape(sizes))
+            return constant(tensor.array.reshape(sizes))
         while (maker := self.maker(tensor)) is not None and maker.op in RESHAPES:
             tensor = maker.inputs[0]
         if tensor.sizes == sizes:
@@ -207,7 +215,7 @@ class Graph:
         if (
             maker is not None
             and maker.op.startswith("Reduce")
-            and maker.inputs[1].data.tolist() == axes
+            and maker.inputs[1].array.tolist() == axes
         ):
             return self.node(maker.op, maker.inputs, sizes, tensor.dtype, keepdims=1)
         return self.node("Unsqueeze", [tensor, constant(axes, np.int64)], sizes, tensor.dtype)
@@ -230,7 +238,7 @@ class Graph:
         """Returns a tensor with its axes in another order."""
         shape = tuple(tensor.shape[axis] for axis in order)
         if tensor.is_known:
-            return constant(tensor.data.transpose(order)).with_shape(shape)
+            return constant(tensor.array.transpose(order)).with_shape(shape)
         maker = self.maker(tensor)
         if maker is not None and maker.op == "Transpose":
             tensor, order = maker.inputs[0], [maker.attributes["perm"][axis] for axis in order]
@@ -246,7 +254,7 @@ class Graph:
         if tensor.dtype == dtype:
             return tensor
         if tensor.is_known:
-            return dataclasses.replace(tensor, data=tensor.data.astype(dtype), dtype=dtype)
+            return dataclasses.replace(tensor, data=tensor.array.astype(dtype), dtype=dtype)
         floating = dtype == np.float32 and tensor.dtype == np.float16
         if floating and maker is not None and maker.op == "Cast" and maker.inputs[0].dtype == dtype:
             return maker.inputs[0].with_shape(tensor.shape)
@@ -282,9 +290,9 @@ class Graph:
             values[:axis] + values[axis + 1 :] for values in (tensor.sizes, tensor.shape)
         )
         if tensor.is_known:
-            return constant(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).with_shape(
-                shape
-            )
+            return constant(
+                tensor.array.take(min(number, tensor.sizes[axis] - 1), axis)
+            ).with_shape(shape)
         maker = self.maker(tensor)
         if maker is not None and maker.op == "Concat" and len(maker.inputs) == tensor.sizes[axis]:
             if maker.attributes["axis"] == axis:
@@ -311,7 +319,7 @@ class Graph:
             return tensor.with_shape(shape)
         if tensor.is_known:
             cut = [slice(None)] * axis + [slice(start, stop, step)]
-            return constant(tensor.data[tuple(cut)]).with_shape(shape)
+            return constant(tensor.array[tuple(cut)]).with_shape(shape)
         if new == 1:
             row = self.row(tensor, start, axis)
             return self.reshape(row, (*row.sizes[:axis], 1, *row.sizes[axis:])).with_shape(shape)

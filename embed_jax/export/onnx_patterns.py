@@ -37,7 +37,9 @@ def match(graph: Graph, pattern: Pattern, tensor: Tensor, names: Found) -> Found
         return {**names, pattern: tensor} if same else None
     if isinstance(pattern, float):
         number = (
-            tensor.is_known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
+            tensor.is_known
+            and tensor.array.size == 1
+            and tensor.array == tensor.dtype.type(pattern)
         )
         return names if number else None
     maker = graph.maker(tensor)
@@ -62,7 +64,7 @@ def match_node(
 
 def _softmax(graph: Graph, names: Found) -> Tensor | None:
     scores = names["scores"]
-    if names["axes"].data.tolist() != [len(scores.sizes) - 1]:
+    if names["axes"].array.tolist() != [len(scores.sizes) - 1]:
         return None
     return graph.node("Softmax", [scores], scores.sizes, scores.dtype, axis=-1)
 
@@ -81,24 +83,25 @@ def _layer_norm(graph: Graph, names: Found) -> Tensor | None:
     x, scale, count = names["x"], names["scale"], names["count"]
     width = x.sizes[-1]
     last = (
-        names["axes"].data.tolist() == [len(x.sizes) - 1]
+        names["axes"].array.tolist() == [len(x.sizes) - 1]
         and count.is_known
-        and count.data.tolist() == width
+        and count.array.tolist() == width
     )
-    if not (last and scale.is_known and scale.data.size == width and names["eps"].is_known):
+    if not (last and scale.is_known and scale.array.size == width and names["eps"].is_known):
         return None
-    inputs = [x, constant(scale.data.reshape(-1))]
+    inputs = [x, constant(scale.array.reshape(-1))]
     return graph.node(
-        "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=names["eps"].data.item()
+        "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=names["eps"].array.item()
     )
 
 
 def _layer_norm_bias(graph: Graph, names: Found) -> Tensor | None:
     maker, bias = graph.maker(names["norm"]), names["bias"]
+    assert maker is not None, "the pattern of a norm is a node"
     x = maker.inputs[0]
-    if len(maker.inputs) > 2 or not (bias.is_known and bias.data.size == x.sizes[-1]):
+    if len(maker.inputs) > 2 or not (bias.is_known and bias.array.size == x.sizes[-1]):
         return None
-    inputs = [*maker.inputs, constant(bias.data.reshape(-1))]
+    inputs = [*maker.inputs, constant(bias.array.reshape(-1))]
     return graph.node(maker.op, inputs, x.sizes, x.dtype, **maker.attributes)
 
 

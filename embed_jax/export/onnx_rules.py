@@ -67,11 +67,11 @@ def _strip_leading_ones(tensor: Tensor) -> Tensor:
     if not tensor.is_known:
         return tensor
     first = next((axis for axis, size in enumerate(tensor.sizes) if size != 1), len(tensor.sizes))
-    return constant(tensor.data.reshape(tensor.sizes[first:])) if first else tensor
+    return constant(tensor.array.reshape(tensor.sizes[first:])) if first else tensor
 
 
 def _is_constant(tensor: Tensor, number: float) -> bool:
-    return tensor.is_known and tensor.data.size == 1 and tensor.data.item() == number
+    return tensor.is_known and tensor.array.size == 1 and tensor.array.item() == number
 
 
 # ---- element by element --------------------------------------------------------------------------
@@ -185,8 +185,8 @@ def _convert(graph: Graph, params: Any, x: Tensor) -> Tensor:
 
 @rule("select_n", views=True)
 def _select(graph: Graph, params: Any, which: Tensor, *cases: Tensor) -> Tensor:
-    if which.is_known and which.data.size == 1:
-        return cases[int(which.data.item())]
+    if which.is_known and which.array.size == 1:
+        return cases[int(which.array.item())]
     if which.dtype != np.bool_:
         raise InputError(f"ONNX export: a choice by {which.dtype} is not supported")
     if all(tensor.is_known for tensor in (which, *cases)):
@@ -314,7 +314,7 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
     numbers, cut = params["dimension_numbers"], params["slice_sizes"]
     axes, gone = numbers.start_index_map, numbers.collapsed_slice_dims
     if index.is_known and len(index.sizes) == 1 and not numbers.operand_batching_dims:
-        for axis, start in zip(axes, index.data.tolist(), strict=True):
+        for axis, start in zip(axes, index.array.tolist(), strict=True):
             if cut[axis] != table.shape[axis]:
                 table = graph.slice(table, axis, start, start + cut[axis])
         return graph.reshape(
@@ -332,10 +332,10 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
         )
     index = graph.reshape(index, index.sizes[:-1])
     if table.is_known and index.is_known:
-        return constant(table.data.take(index.data, axis))
+        return constant(table.array.take(index.array, axis))
     sizes = (*table.sizes[:axis], *index.sizes, *table.sizes[axis + 1 :])
     if graph.int8_tables and table.is_known and len(table.sizes) == 2 and axis == 0:
-        small = quantize_kernel(table.data.astype(np.float32).T)
+        small = quantize_kernel(table.array.astype(np.float32).T)
         values = graph.node("Gather", [constant(small.values.T), index], sizes, np.int8, axis=0)
         scale = graph.node(
             "Gather", [constant(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0
