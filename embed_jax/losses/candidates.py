@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Num
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Loss, Target, loss, mean_over_present, parameters_of
 from embed_jax.scores import Score, find_score
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Params, World, require_field
 
 ABSENT = -1e30  # the logit of a candidate that is not there
 ON_EMBEDDINGS = """\
@@ -58,8 +58,10 @@ def read_lists(
     """Returns scores and labels in float32, 0 where there is no candidate, and which are there."""
     if present is None:
         present = jnp.ones(scores.shape, bool)
-    filled = (jnp.where(present, array.astype(jnp.float32), 0.0) for array in (scores, labels))
-    return *filled, present
+    scores, labels = (
+        jnp.where(present, array.astype(jnp.float32), 0.0) for array in (scores, labels)
+    )
+    return scores, labels, present
 
 
 def mean_of_lists(values: Float[Array, "b K"], present: Bool[Array, "b K"]) -> ListValues:
@@ -114,7 +116,7 @@ def on_candidates(
         targets: see `About`.
     """
     name = function.__name__.removesuffix("_loss")
-    defaults = {"similarity": (similarity, "str | Score")}
+    defaults: dict[str, tuple[str | float, str]] = {"similarity": (similarity, "str | Score")}
     if temperature is not None:
         defaults["temperature"] = (temperature, "float")
     parameters = parameters_of(function) | {
@@ -143,7 +145,7 @@ def on_candidates(
     compute.__name__ = compute.__qualname__ = name
     compute.__module__ = function.__module__
     compute.__doc__ = "\n\n".join([summary, ON_EMBEDDINGS, *details])
-    compute.__signature__ = inspect.signature(compute).replace(
+    compute.__dict__["__signature__"] = inspect.signature(compute).replace(
         parameters=[
             inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             for argument in ("own", "world", "params")
@@ -162,12 +164,12 @@ def scores_of_candidates(
     Raises:
         InputError: if there is not one score of the data for each candidate.
     """
-    candidates = own.embeddings[1:]
-    if own.score.shape[1] != len(candidates):
+    candidates, labels = own.embeddings[1:], require_field(own.score)
+    if labels.shape[1] != len(candidates):
         raise InputError(
             f"scores of the loss {name}: expected {len(candidates)} an example, one for each "
-            f"candidate, found {own.score.shape[1]}"
+            f"candidate, found {labels.shape[1]}"
         )
     present = (own.present[:1] & own.present[1:]).T
     scores = find_score(similarity).of_lists(own.embeddings[0], candidates).T
-    return scores, jnp.where(present, own.score, 0.0), present
+    return scores, jnp.where(present, labels, 0.0), present

@@ -22,7 +22,7 @@ from embed_jax.losses.candidates import (
 from embed_jax.losses.schedule import Schedule
 from embed_jax.registry import unknown
 from embed_jax.scores import dense, find_score
-from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World, require_field
 from embed_jax.vectors import cosine_distance, cosine_matrix
 
 NORMALIZATIONS = ("none", "min_max", "z_score")
@@ -132,7 +132,7 @@ def normalize_scores(
     present: Bool[AnyArray, "b K"] | None = None,
     *,
     normalization: str = "none",
-) -> Float[AnyArray, "b K"]:
+) -> Float[Array, "b K"]:
     """Puts each list of a teacher's scores on one scale, whatever the scale of the teacher.
 
     Args:
@@ -151,7 +151,7 @@ def normalize_scores(
     if normalization not in NORMALIZATIONS:
         raise InputError(unknown("normalization of scores", normalization, NORMALIZATIONS))
     if normalization == "none":
-        return scores
+        return jnp.asarray(scores)
     scores = scores.astype(jnp.float32)
     if present is None:
         present = jnp.ones(scores.shape, bool)
@@ -296,11 +296,14 @@ def relational(own: Columns, world: World, params: Params) -> LossResult:
     def block(rows, candidates, _):
         texts, teachers, present = candidates
         squares = jnp.stack(
-            [_difference(*row, texts, teachers) ** 2 for row in zip(*rows, strict=True)]
+            [
+                _difference(student, teacher, texts, teachers) ** 2
+                for student, teacher in zip(*rows, strict=True)
+            ]
         )
         return jnp.where(present[None, None], squares, 0.0)
 
-    rows = tuple(own.embeddings), tuple(jax.lax.stop_gradient(own.teacher))
+    rows = tuple(own.embeddings), tuple(jax.lax.stop_gradient(require_field(own.teacher)))
     number = world.total(jnp.sum(own.present.astype(jnp.float32)))
     values = world.sum(block, rows, texts) / jnp.maximum(number, 1.0)
     return *mean_over_present(values, own.present), {}
