@@ -238,7 +238,7 @@ def test_a_chain_goes_from_left_to_right():
         ("crop(rate='a')", "rate: expected a number from 0 to 1, found 'a'"),
         ("crop(rate=True)", "rate: expected a number from 0 to 1, found True"),
         ("crop(rate=exit())", "rate: expected a number or a string in quotes"),
-        ("crop(rate=1, **{})", "unknown argument of crop None"),
+        ("crop(rate=1, **{})", "unknown argument of crop '**{}'"),
         ("crop(rate=1, rate=1)", "expected rate once, found it twice"),
         ("delete_one_word(protected=3)", "protected: expected words separated by blanks, found 3"),
         ("mask_span(rate=0.1, token='')", "token: expected a text such as '[MASK]', found ''"),
