@@ -655,7 +655,7 @@ def named_parts(config: Any, part: str) -> dict[str, Any]:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.learning_rate": 3e-05, ...}: the leaves of a config's parts, in order."""
+    """Returns the leaves of a config's parts, in order: {"optim.learning_rate": 3e-05, ...}."""
     flat: dict[str, Any] = {}
     for name, value in vars(config).items():
         parts = dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace)
@@ -664,12 +664,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: Experiment) -> str:
-    """The config as JSON text, keys in the order of the dataclasses."""
+    """Returns the config as JSON text, keys in the order of the dataclasses."""
     return json.dumps(as_dict(config), indent=1)
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The config as nested dicts."""
+    """Returns the config as nested dicts."""
     parts = {name: value for name, value in vars(config).items() if hasattr(value, "__dict__")}
     return {
         name: as_dict(value) if name in parts else value for name, value in vars(config).items()

@@ -175,7 +175,7 @@ def _read_file(file: Path, cut: str) -> Experiment:
 
 
 def read_run_config(file: Path) -> Experiment:
-    """The settings of a run, from its `config.json`.
+    """Reads the settings of a run from its `config.json`.
 
     Raises:
         InputError: if the file is missing or damaged, or has an unknown field or a bad value.
@@ -215,9 +215,7 @@ def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
 
 
 def override(config: Experiment, **fields: Any) -> Experiment:
-    """Sets fields by dotted name with "__" for the dot.
-
-    `override(config, optim__learning_rate=1e-5)`.
+    """Sets fields by dotted name with "__" for the dot, such as `optim__learning_rate=1e-5`.
 
     Raises:
         InputError: for an unknown field or a bad value.

@@ -104,7 +104,7 @@ class CrossEncoder(PicklesByParts):
 
     @property
     def num_labels(self) -> int:
-        """L, how many logits a pair has."""
+        """L, the number of logits of a pair."""
         return self.spec.num_labels
 
     @property

@@ -74,7 +74,7 @@ class EmbeddingModel(Protocol):
 class TextEncoder:
     """A model as a function of texts.
 
-    Where queries and documents have their own encoders, as two.
+    Where queries and documents have their own encoders, it has a function for each.
 
     Attributes:
         model: an embedding model.

@@ -92,7 +92,7 @@ HINTS = {
 
 
 def no_attribute(model: object, name: str) -> AttributeError:
-    """The error for an attribute that a model lacks; with what to do instead, if that is known."""
+    """Makes the error for an attribute that a model lacks, with advice if there is any."""
     kind = type(model).__name__
     hint = HINTS.get((kind, name)) or HINTS.get(("", name))
     return AttributeError(

@@ -74,14 +74,12 @@ def warn(message: str) -> None:
 def exit_with_one_line(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits.
 
-    0, or one line on stderr with status 2 (input) or 1 (work).
-
-    `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
+    The status is 0, or with one line on stderr 2 (input) or 1 (work). `--debug` anywhere on the
+    command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
     """
     _show_warnings_in_one_line()
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # "PyTorch was not found": nor is it needed
+    # "PyTorch was not found": it is not needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[DEBUG_VARIABLE] = "1"
@@ -92,9 +90,9 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
 
 
 def report(error: BaseException) -> int:
-    """Says on stderr, in one line, how a run ended, and returns the exit status.
+    """Prints on stderr, in one line, how a run ended, and returns the exit status.
 
-    With `--debug` the whole traceback.
+    With `--debug` it prints the whole traceback.
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -151,7 +149,7 @@ def _show_warnings_in_one_line() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message with every run of white space made one blank."""
+    """Returns the error's message with every run of white space made one blank."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

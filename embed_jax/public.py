@@ -10,7 +10,7 @@ from typing import Any
 def public_names(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__all__`, `__getattr__` and `__dir__`.
+    """Makes a package's `__all__`, `__getattr__` and `__dir__`.
 
     Args:
         package: its `__name__`.

@@ -1,8 +1,6 @@
-"""The process that everything runs in.
+"""The process that everything runs in: XLA flags, the compilation cache, versions, printing.
 
-XLA flags, compiled programs kept on disk, versions, printing.
-
-The ground floor of the code base: it imports nothing of ours.
+It imports nothing else of this package.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ TOKENS_AT_A_TIME = 1024
 def static_from_words(
     path: str | Path, *, lower_case: bool | None = None, sif: float = 0.0
 ) -> SentenceEncoder:
-    """A text is the mean of the vectors of its words that a file knows; the others do not count.
+    """Makes an encoder by which a text is the mean of its words' vectors.
+
+    Words that the file does not have don't count.
 
     Args:
         path: word2vec's or GloVe's text, see `read_word_vectors`.
@@ -37,7 +39,7 @@ def static_from_words(
             the same.
 
     Raises:
-        InputError: as `read_word_vectors`; for a negative `sif`.
+        InputError: see `read_word_vectors`; for a negative `sif`.
     """
     words, vectors = read_word_vectors(Path(path))
     if lower_case is None:
@@ -47,16 +49,16 @@ def static_from_words(
 
 
 def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> SentenceEncoder:
-    """A static encoder whose vectors are a teacher's embeddings of each token only.
+    """Makes a static encoder whose vectors are a teacher's embeddings of each single token.
 
-    Their mean is taken away, they are projected to their principal components and weighted by
+    Their mean is subtracted, they are projected to their principal components and weighted by
     `sif_weights`: the recipe of model2vec (Tulkens and van Dongen 2024), with the teacher's own
     pooling and heads. Special tokens get zeros. Tokens are taken to be numbered from frequent to
     rare, as tokenizers are trained.
 
     Args:
-        teacher: its tokenizer is taken over, without special tokens; its prompts are not.
-        dim: the principal components to keep; 0: the teacher's embeddings as they are, neither
+        teacher: its tokenizer is used too, without special tokens; its prompts are not.
+        dim: the principal components to keep; 0: the teacher's embeddings unchanged, neither
             shifted nor turned, so that training can go on towards that teacher.
         sif: a of `sif_weights`; 0: all tokens weigh the same.
 
@@ -87,12 +89,10 @@ def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> Se
 
 
 def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
-    """a / (a + p_r) for the ranks r = 1 ..
+    """Computes a / (a + p_r) for the ranks r = 1 .. V; ones if a is 0.
 
-    V, p_r = (1 / r) / sum_s 1 / s by Zipf's law; ones if a is 0.
-
-    Arora, Liang, Ma (2017), "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", equation
-    1, where p is counted in a corpus.
+    p_r = (1 / r) / sum_s 1 / s by Zipf's law. Arora, Liang, Ma (2017), "A Simple but Tough-to-Beat
+    Baseline for Sentence Embeddings", equation 1, where p is counted in a corpus.
 
     Raises:
         InputError: for a negative a, or one that is not finite.
@@ -106,9 +106,9 @@ def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
 
 
 def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"]:
-    """The embeddings of token ids 0 ..
+    """Embeds token ids 0 .. V - 1.
 
-    V - 1, each only between the special tokens that stand around a text.
+    Each stands by itself between the special tokens around a text.
     """
     before, after = _around(model.tokenizer)
     size = len(before) + 1 + len(after)
@@ -119,9 +119,8 @@ def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"
     )
     blocks = []
     for start in range(0, number, rows):
-        ids = np.minimum(
-            np.arange(start, start + rows), number - 1
-        )  # the last batch of the shape of the others
+        # The last batch has the shape of the others.
+        ids = np.minimum(np.arange(start, start + rows), number - 1)
         ids = np.stack([np.array([*before, token_id, *after], np.int32) for token_id in ids])
         tokens = TokenBatch(ids, sentence, position, pooled=position >= 0, sentences=rows)
         blocks.append(np.asarray(apply(model.params, tokens)))
@@ -129,7 +128,7 @@ def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text."""
+    """Returns the special tokens before and after a text."""
     encoding = tokenizer.backend.encode("a")
     text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     if not len(text):
@@ -138,7 +137,7 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _special(tokenizer: Tokenizer) -> np.ndarray:
-    """Tells for each token id whether it stands for no part of a text."""
+    """Tells for each token id whether it is not a part of texts."""
     special = np.zeros(tokenizer.vocab_size, bool)
     special[[number for number in tokenizer.hf.all_special_ids if number < len(special)]] = True
     for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():

@@ -1,7 +1,4 @@
-"""The world of examples that are all on one device.
-
-What a loss on plain arrays asks, without a mesh.
-"""
+"""The world of examples that are all on one device: for losses on plain arrays, without a mesh."""
 
 from __future__ import annotations
 

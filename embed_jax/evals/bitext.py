@@ -26,9 +26,9 @@ def open_task(
     target: str = "",
     similarity: str = "",
 ) -> Task:
-    """Bitext mining by mteb's protocol, from `source` to `target`; the main score is "f1".
+    """Opens a bitext mining task by mteb's protocol, from `source` to `target`.
 
-    The other direction is another task, with the two names exchanged.
+    The main score is "f1". The other direction is another task, with the two names exchanged.
 
     Args:
         data: a file, a directory or a data set of the hub; see `read_bitext`.

@@ -57,7 +57,7 @@ def log_uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> f
 
 
 def average_cosine(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Mean cosine over i != j: 0 where directions cancel out, near 1 in a narrow cone.
+    """Computes the mean cosine over i != j: near 1 in a narrow cone, 0 where directions cancel out.
 
     Exact without listing pairs: (|sum x|^2 - sum |x|^2) / (N (N - 1)). Ethayarajh (2019), "How
     Contextual are Contextualized Word Representations?", section 4.1, estimates it from random
@@ -95,7 +95,7 @@ def effective_rank(embeddings: Float[np.ndarray, "N D"]) -> float:
 
 
 def rank_of_spectrum(values: Float[np.ndarray, " R"]) -> float:
-    """`effective_rank` of given singular values; 0 if all are 0."""
+    """Computes `effective_rank` of given singular values; 0 if all are 0."""
     if not values.any():
         return 0.0
     shares = values[values > 0] / values.sum()

@@ -1,11 +1,9 @@
-"""Instruction following: does a changed one move the documents that it excludes?
+"""Instruction following: does a changed instruction move the documents that it excludes?
 
-FollowIR, Weller et al. (2024).
-
-Each query is asked twice, with its original instruction and with one under which fewer documents
-are relevant. A model that follows instructions ranks the documents that are no longer relevant
-lower than before; one that only matches words leaves them where they were, or brings them nearer
-the top.
+FollowIR, Weller et al. (2024). Each query is asked twice, with its original instruction and with
+one under which fewer documents are relevant. A model that follows instructions ranks the documents
+that are no longer relevant lower than before; one that only matches words leaves them where they
+were, or brings them nearer the top.
 
 The instruction is part of the query's text, "QUERY INSTRUCTION", as in FollowIR and mteb, so that
 models without a template for instructions can be compared with those that have one; the prompt for
@@ -48,7 +46,7 @@ Lists = Mapping[str, Sequence[str]]  # document ids by query id
 class Instructed:
     """Queries with two instructions each.
 
-    The fields of two have the original first, then the changed.
+    In pairs of fields the original comes first, then the changed.
 
     Attributes:
         corpus: documents by id.

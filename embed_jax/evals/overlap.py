@@ -30,7 +30,9 @@ from embed_jax.errors import InputError
 class Match:
     """The place where a test item was seen.
 
-    Number of the first training text (from 0), and one n-gram they share.
+    Attributes:
+        training_text: number of the first training text that shares an n-gram, from 0.
+        words: the n-gram.
     """
 
     training_text: int
@@ -175,9 +177,9 @@ _BLANKS = _Blanks()
 
 
 def normalized_words(text: str) -> list[str]:
-    """Words in lower case without punctuation, after Unicode NFKC.
+    """Splits a text into words in lower case without punctuation, after Unicode NFKC.
 
-    "Don't STOP!" -> don, t, stop.
+    "Don't STOP!" becomes don, t, stop.
     """
     return unicodedata.normalize("NFKC", text).lower().translate(_BLANKS).split()
 

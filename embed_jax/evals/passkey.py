@@ -1,11 +1,10 @@
 """Long documents that differ in one sentence: is it in their embeddings?
 
-After LongEmbed (Zhu et al. 2024).
-
-Documents of a length are the same filler, each with a fact about its own subject at its own depth.
-A query asks for one fact; right is the document that has it, found by the similarity of embeddings.
-A model that reads only the beginning is right where facts stand there, and else by chance: accuracy
-by length shows how much of a document its embeddings hold.
+After LongEmbed (Zhu et al. 2024). Documents of a length are the same filler, each with a fact about
+its own subject at its own depth. A query asks for one fact; right is the document that has it,
+found by the similarity of embeddings. A model that reads only the beginning is right where facts
+stand there, and else by chance: accuracy by length shows how much of a document its embeddings
+hold.
 
 Texts are made from a seed, with filler and our own facts: figures compare models with each
 other, and are not LongEmbed's.

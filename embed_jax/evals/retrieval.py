@@ -153,7 +153,7 @@ class RetrievalResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The means over queries."""
+        """Computes the means over queries."""
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     def intervals(self, confidence: float = 0.95) -> dict[str, tuple[float, float]]:

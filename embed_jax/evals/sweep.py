@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def bytes(self) -> int:
-        """All that is stored of a vector."""
+        """Returns the bytes that are stored of a vector."""
         return self.bytes_read + self.bytes_beside
 
 
@@ -163,7 +163,7 @@ def as_json(row: Measured, rows: Sequence[Measured]) -> dict[str, Any]:
 def trained_sizes(model: Any) -> list[int]:
     """Returns the sizes that a model's embeddings were trained for, the largest first.
 
-    The largest is the whole size.
+    The first one is the size of the whole embedding.
     """
     return sorted({model.dim, *getattr(model, "matryoshka_dims", ())}, reverse=True)
 

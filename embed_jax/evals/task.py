@@ -137,7 +137,7 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """The main score."""
+        """Returns the main score."""
         return self.metrics[self.main]
 
 

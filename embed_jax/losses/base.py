@@ -1,6 +1,6 @@
 """A loss as one object: its needs, and one function for training and for calls on plain arrays.
 
-The way to begin is a loss of dense embeddings, six lines long:
+A loss of dense embeddings takes six lines:
 
     @loss()
     def pull(own, world, params, *, power: float = 2.0):

@@ -252,7 +252,7 @@ def kl_loss(
 def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
     """Returns the margins of the data that margins of scores between two limits can equal.
 
-    None as far as they are not fixed.
+    None if the limits or temperatures are not fixed.
     """
     limits = find_score(arguments["similarity"]).limits
     temperatures = arguments["temperature"], arguments["teacher_temperature"]

@@ -1,6 +1,4 @@
-"""Losses by name and arguments, as a config's `loss.name` has them.
-
-A name of the registry, or an expression over such.
+"""Reads losses from a config's `loss.name`: a name of the registry, or an expression over names.
 
 cosent(scale=10)
 info_nce(temperature=0.02, terms='qp,pq') + 0.1 * uniformity(t=2)
@@ -38,7 +36,7 @@ COMBINATORS: dict[str, Callable[..., Loss]] = {
 
 
 def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss:
-    """The loss that an expression of a config names.
+    """Builds the loss that an expression of a config names.
 
     Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ...,
     "1": ...} in the order written, without entries for losses that have none.
@@ -69,10 +67,7 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
 
 
 def arguments_of(expression: str) -> set[str]:
-    """All arguments that the losses of an expression take.
-
-    The expression is one that `build_loss` reads.
-    """
+    """Returns all arguments that the losses of an expression take; see `build_loss`."""
     source, own = with_dots(expression.strip())
     names = {
         ast.unparse(node)

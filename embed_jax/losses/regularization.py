@@ -56,7 +56,7 @@ def uniformity(
 def alignment_loss(
     first: Float[Array, "*n D"], second: Float[Array, "*n D"], *, alpha: float = 2.0
 ) -> Float[Array, "*n"]:
-    """x - y|^alpha, embeddings normalised.
+    """|x - y|^alpha, embeddings normalised.
 
     Wang and Isola (2020), section 4.1.1.
 

@@ -189,9 +189,9 @@ def _leave(status: int, message: str, last_words: _LastWords) -> NoReturn:
 
 
 def wait_for_hosts(what: str) -> None:
-    """Returns when every host has come here.
+    """Waits until every host has come here.
 
-    So all may read what the first one wrote before.
+    All may then read the files that the first one wrote before.
 
     Args:
         what: names the place in the program; every host gives the same.

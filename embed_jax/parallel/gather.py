@@ -1,6 +1,6 @@
 """The global loss: groups encoded one by one on each device, then all examples compared.
 
-What makes the gradient the same on any number of devices:
+The gradient is the same on any number of devices because:
 
 * the loss is a mean over the *global* batch, and its gradient is taken outside `shard_map`, so that
   the gather's transpose (a reduce-scatter) sends every candidate's gradient back to the device that

@@ -237,7 +237,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays to every device, unless they are already on the mesh.
 
-    Those that are, in shards or not, stay.
+    Arrays on the mesh stay there, in shards or not.
     """
 
     def put(leaf: Any) -> jax.Array:

@@ -4,7 +4,7 @@ Two texts are equal after Unicode NFKC and with each run of white space as one b
 a title (see `TitledText`) is also recognised without it. One text is a copy of another as well if
 it contains it, upper and lower case alike: a passage with its title in front, a cut of a longer
 one. Contained texts have `CONTAINED_MIN` characters or more: a short answer such as "in 1990"
-stands in many passages that don't answer the query.
+occurs in many passages that don't answer the query.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Starts saving; waits first for a save still under way.
+        """Starts saving; waits first until an earlier save has ended.
 
         `notes` is JSON beside the arrays.
         """
@@ -55,12 +55,12 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, and its notes; None without a checkpoint.
+        """Reads the newest checkpoint that can be read, and its notes; None without a checkpoint.
 
-        A damaged checkpoint is named on stderr and passed over.
+        A damaged checkpoint is named on stderr and skipped.
 
         Args:
-            like: a state of the wanted structure, shapes, dtypes and shardings.
+            like: a state of the expected structure, shapes, dtypes and shardings.
 
         Raises:
             InputError: if a checkpoint is of another architecture or optimiser.
@@ -81,9 +81,8 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
-                logging.getLogger("asyncio").setLevel(
-                    logging.CRITICAL
-                )  # else it prints the other readers' tracebacks
+                # Else it prints the other readers' tracebacks.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 print(
                     f"checkpoint {step} is damaged and passed over: {one_line(error)[:200]}",
                     file=sys.stderr,
@@ -99,7 +98,7 @@ class Checkpoints:
         return None
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """Returns the step of the newest whole checkpoint."""
         self._checkpointer.wait()
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
@@ -162,11 +161,13 @@ def read_encoder(directory: Path, step: int, like: Params) -> Params:
 
 
 def read_state(place: Path, like: TrainState) -> TrainState:
-    """The whole training state of one checkpoint, of any run: step, parameters and optimiser state.
+    """Reads the whole training state of one checkpoint, of any run.
+
+    It is step, parameters and optimiser state.
 
     Args:
         place: the checkpoint, RUN/checkpoints/STEP.
-        like: a state of the wanted structure, shapes, dtypes and shardings.
+        like: a state of the expected structure, shapes, dtypes and shardings.
 
     Raises:
         InputError: if there is no checkpoint, or it is of another architecture or optimiser.

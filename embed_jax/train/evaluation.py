@@ -279,10 +279,7 @@ def write_results(
 
 
 def _name(file: Path) -> str:
-    """Names a test file: sts12 for sts12/test.tsv, stsb-dev for stsb/dev.tsv.
-
-    The test split of stsb may be there too.
-    """
+    """Names a test file: sts12 for sts12/test.tsv, stsb-dev for stsb/dev.tsv."""
     split = file.name.split(".")[0]
     return (
         file.parent.name

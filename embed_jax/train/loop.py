@@ -213,7 +213,7 @@ def run(
             tracker.write(step, line)
 
         def evaluated(step: int) -> dict[str, float]:
-            """The evaluation's metrics; updates `best` and the saved model."""
+            """Returns the evaluation's metrics; updates `best` and the saved model."""
             nonlocal best, losses, clock
             began = time.monotonic()
             assert evaluate is not None, "called only where there is something to evaluate"
@@ -236,7 +236,7 @@ def run(
             return metrics
 
         def upcoming() -> Generator[tuple[int, Batch], None, None]:
-            """All batches to come, asked for anew where their source ends."""
+            """Yields all batches to come, from a new source where one ends."""
             index = start
             while index < num_steps:
                 with contextlib.closing(batches(index, state)) as some:
@@ -368,10 +368,7 @@ def _measured_on(config: Experiment) -> str:
 
 
 def _mean(values: list[float]) -> list[float]:
-    """Their mean, or nothing without any.
-
-    Before the first step, and right after a resume.
-    """
+    """Returns the mean in a list; [] before the first step, and right after a resume."""
     return [float(np.mean(values))] if values else []
 
 

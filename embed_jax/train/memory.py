@@ -1,6 +1,4 @@
-"""Memory of a training step before it runs.
-
-Assembled from shapes and compiled, with nothing allocated.
+"""Plans the memory of a training step: assembled from shapes and compiled, nothing is allocated.
 
     plan = plan_memory(config, columns=3, tokens=128, shape="mistral-7b")
     plan.peak / 2**30  # GiB of one device

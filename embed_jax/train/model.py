@@ -60,18 +60,21 @@ class TrainingModel:
 
     @property
     def result(self) -> SentenceEncoder | RoutedEncoder:
-        """The model that comes out, `sentence`, of a model that is not abstract."""
+        """Returns `sentence`, the model that comes out, of a model that is not abstract."""
         assert self.sentence is not None, "only shapes are asked of an abstract model"
         return self.sentence
 
     @property
     def has_towers(self) -> bool:
-        """True if queries have their own encoder."""
+        """Tells whether queries have their own encoder."""
         return isinstance(self.sentence, RoutedEncoder)
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
-        """The tokenizers of the trained encoder, as `data.pipeline.make_batch_maker` names them."""
+        """Returns the tokenizers of the trained encoder by name.
+
+        See `data.pipeline.make_batch_maker` for the names.
+        """
         result = self.result
         if isinstance(result, SentenceEncoder):
             return {"encoder": result.tokenizer}
@@ -89,7 +92,7 @@ class TrainingModel:
         return trained, {BASE: frozen} if frozen else {}
 
     def merges_adapter(self, lora: Lora) -> bool:
-        """True if the model is to be saved with its adapter merged.
+        """Tells whether the model is saved with its adapter merged.
 
         An adapter to random weights has no base to refer to, and a model with routes is written as
         whole encoders.
@@ -344,9 +347,9 @@ def _tokenizer(model: Model) -> Path:
 
 
 def _put_function(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
-    """Returns what places parameters as they are read.
+    """Returns a function that places parameters as they are read.
 
-    Those to train in float32, frozen ones as configured.
+    Parameters to train are float32, frozen ones as configured.
     """
     eight_bits = bool(lora.rank) and lora.base == "int8"
     plain = sharded_put(

@@ -1,7 +1,4 @@
-"""Throughput in the terms of the hardware.
-
-Model FLOPs and their share of the device's peak (MFU).
-"""
+"""Throughput in terms of the hardware: model FLOPs and their share of the device's peak (MFU)."""
 
 from __future__ import annotations
 
@@ -25,13 +22,11 @@ PEAK_FLOPS = {
 
 
 def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
-    """6 FLOPs per parameter that multiplies a token.
+    """Computes 6 FLOPs per parameter that multiplies a token: 2 forward, 4 backward.
 
-    2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
-
-    Embedding tables are looked up, not multiplied, and attention's own products are left out, as is
-    usual: for short texts they are a few per cent. A frozen parameter has no gradient: 4
-    FLOPs.
+    Kaplan et al. (2020), section 2.1. Embedding tables are looked up, not multiplied, and
+    attention's own products are left out, as is usual: for short texts they are a few per cent. A
+    frozen parameter has no gradient: 4 FLOPs.
     """
     return 6.0 * _multiplying(trained) + 4.0 * _multiplying(frozen)
 
@@ -48,7 +43,10 @@ def _multiplying(params: Params) -> int:
 def model_flops_utilization(
     tokens_per_second: float, flops_per_token: float, devices: list[Any]
 ) -> float | None:
-    """MFU: FLOP/s of the model over the peak of all devices; None where the peak is not known."""
+    """Computes MFU, the model's FLOP/s over the peak of all devices.
+
+    None if the peak is not known.
+    """
     kind = devices[0].device_kind
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
     return None if peak is None else tokens_per_second * flops_per_token / (peak * len(devices))

@@ -54,9 +54,15 @@ class Wandb:
     """One wandb run per work directory; a resumed run continues it, and no step is sent twice."""
 
     def __init__(self, mode: str, project: str, name: str, workdir: Path, config: dict[str, Any]):
-        """Args: mode: "auto" is online when logged in, else offline, saying so.
+        """Starts or continues the run.
 
-        "disabled" sends nothing.
+        Args:
+            mode: "auto" is online when logged in, else offline, with a message; "disabled" sends
+                nothing.
+            project: of the run.
+            name: of the run.
+            workdir: of the training; keeps the run's id and its last step.
+            config: the run's settings.
         """
         self._run = None
         if mode == "auto":
@@ -118,7 +124,7 @@ def _netrc_has(host: str) -> bool:
 class Progress:
     """A progress bar on a terminal; elsewhere one plain line every `log_every` steps.
 
-    Nothing if `quiet`.
+    With `quiet` nothing is shown.
     """
 
     def __init__(self, start: int, total: int, log_every: int, quiet: bool = False):
