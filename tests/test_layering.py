@@ -83,7 +83,8 @@ LIGHT_MODULES = [
 # What loading a model of BERT's family has no need of.
 NOT_FOR_A_MODEL = ["train", "losses", "evals", "retrieval", "export", "remote", "runtime"]
 NOT_FOR_A_MODEL += [
-    f"encoders.{name}" for name in ("decoder", "modernbert", "nomic", "t5", "static")
+    f"encoders.{name}"
+    for name in ("deberta", "decoder", "gte", "modernbert", "nomic", "t5", "static")
 ]
 ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
 

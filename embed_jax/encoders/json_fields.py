@@ -61,13 +61,13 @@ CONFIG = _table(
         "global_attn_every_n_layers sliding_window_pattern num_labels "
         "original_max_position_embeddings local_attention",
     ),
-    (INDEX, "pad_token_id"),
-    (COUNT, "type_vocab_size sliding_window max_window_layers num_experts"),
+    (INDEX, "pad_token_id position_buckets max_relative_positions"),
+    (COUNT, "type_vocab_size sliding_window max_window_layers num_experts conv_kernel_size"),
     (
         NUMBER,
         "layer_norm_eps layer_norm_epsilon norm_eps rms_norm_eps initializer_range "
         "initializer_factor hidden_dropout_prob attention_probs_dropout_prob dropout "
-        "attention_dropout hidden_dropout embedding_dropout mlp_dropout resid_pdrop attn_pdrop "
+        "attention_dropout hidden_dropout embedding_dropout mlp_dropout pooler_dropout cls_dropout resid_pdrop attn_pdrop "
         "dropout_rate classifier_dropout seq_classif_dropout rope_theta rope_local_base_freq "
         "global_rope_theta local_rope_theta rotary_emb_base rotary_emb_fraction "
         "query_pre_attn_scalar attn_logit_softcapping partial_rotary_factor",
@@ -75,13 +75,16 @@ CONFIG = _table(
     (
         FLAG,
         "is_decoder is_causal use_bidirectional_attention use_sliding_window tie_word_embeddings "
-        "attention_bias mlp_bias norm_bias output_hidden_states",
+        "attention_bias mlp_bias norm_bias output_hidden_states position_biased_input "
+        "relative_attention share_att_key pack_qkv logn_attention_scale",
     ),
     (
         TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
-        "_name_or_path position_embedding_type sbert_ce_default_activation_function",
+        "_name_or_path position_embedding_type sbert_ce_default_activation_function "
+        "norm_rel_ebd layer_norm_type",
     ),
+    (TEXT_OR_TEXTS, "pos_att_type"),
     (TEXTS, "architectures layer_types"),
     (OBJECT, "rope_parameters rope_scaling id2label auto_map sentence_transformers"),
 )
@@ -91,7 +94,7 @@ ROPE = _table(
     (
         NUMBER,
         "rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor "
-        "mscale mscale_all_dim partial_rotary_factor",
+        "mscale mscale_all_dim mixed_b partial_rotary_factor",
     ),
     (FLAG, "truncate"),
 )

@@ -1,4 +1,7 @@
-"""NomicBERT (Nussbaum et al. 2024): BERT with rotary positions, gated layers and no biases."""
+"""NomicBERT (Nussbaum et al. 2024): BERT with rotary positions, gated layers and no biases.
+
+The GTE encoders of `gte.py` are the same module with some biases.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from embed_jax.encoders.layers import (
     take_rows,
     type_vectors,
 )
-from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
+from embed_jax.encoders.rope import Rope, read_rope, rope_rotation, write_rope
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
@@ -32,14 +35,17 @@ from embed_jax.types import TokenBatch
 
 @dataclasses.dataclass(frozen=True)
 class NomicConfig:
-    """The size of a NomicBERT; the defaults are nomic-embed-text's.
+    """The size of a NomicBERT or a GTE; the defaults are nomic-embed-text's.
 
     Attributes:
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
-        rope_theta: base of the rotary positions' wave lengths.
-        type_vocab_size: rows of the token type table, row 0 for single texts.
+        rope: the wave lengths of the rotary positions.
+        type_vocab_size: rows of the token type table, row 0 for single texts; 0: no table.
+        use_bias: whether the linear maps have biases, except for those into the gated product.
         activation: of the gate.
-        hidden_dropout, attention_dropout: rates when a dropout key is given.
+        hidden_dropout, inner_dropout, attention_dropout: rates when a dropout key is given: of
+            the embeddings and of what is added to the states, of the gated product, and of the
+            softmax.
         initializer_range: standard deviation of the initial weights.
     """
 
@@ -50,11 +56,13 @@ class NomicConfig:
     num_heads: int = 12
     intermediate_size: int = 3072
     max_positions: int = 2048
-    rope_theta: float = 1000.0
+    rope: Rope = Rope(1000.0)
     type_vocab_size: int = 2
+    use_bias: bool = False
     activation: str = "silu"
     layer_norm_eps: float = 1e-12
     hidden_dropout: float = 0.0
+    inner_dropout: float = 0.0
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
     pad_token_id: int = 0
@@ -94,9 +102,7 @@ class Nomic(Stack):
         places = self.places(tokens, key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
         bias = sentence_bias(tokens.sentence)
-        turns = rope_rotation(
-            tokens.position, config.hidden_size // config.num_heads, Rope(config.rope_theta)
-        )
+        turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, config.rope)
         return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
 
 
@@ -112,9 +118,11 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
-        token = self.param("token", init, (config.vocab_size, width))
-        types = self.param("token_type", init, (config.type_vocab_size, width))
-        x = take_rows(token, tokens.token_ids) + type_vectors(types, tokens.segment)
+        x = take_rows(self.param("token", init, (config.vocab_size, width)), tokens.token_ids)
+        if config.type_vocab_size:
+            types = self.param("token_type", init, (config.type_vocab_size, width))
+            # A single row is that of all tokens.
+            x = x + type_vectors(types, tokens.segment if config.type_vocab_size > 1 else None)
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
 
@@ -140,11 +148,15 @@ class Layer(nn.Module):
         places: MaskPositions | None = None,
     ):
         config = self.config
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        start = 0 if places is None else places.starts(config.hidden_size)
-        linear = functools.partial(
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        start, inner_start = (
+            0 if places is None else places.starts(size)
+            for size in (config.hidden_size, config.intermediate_size)
+        )
+        plain = functools.partial(
             Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
         )
+        linear = functools.partial(plain, use_bias=config.use_bias)
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
 
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
@@ -163,8 +175,9 @@ class Layer(nn.Module):
         )
         mixed = linear(config.hidden_size, name="output")(mixed.reshape(x.shape))
         x = norm(name="attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1], start))
-        gate = activation(config.activation)(linear(config.intermediate_size, name="gate")(x))
-        inner = gate * linear(config.intermediate_size, name="up")(x)
+        gate = activation(config.activation)(plain(config.intermediate_size, name="gate")(x))
+        inner = gate * plain(config.intermediate_size, name="up")(x)
+        inner = dropout(inner, config.inner_dropout, keys[3], inner_start)
         outer = linear(config.hidden_size, name="down")(inner)
         x = norm(name="output_norm")(x + dropout(outer, config.hidden_dropout, keys[2], start))
         return x, x if self.every_layer else None
@@ -194,7 +207,6 @@ PUBLISHED_FIELDS = {  # our field -> that of the models as first published, afte
     "num_heads": "n_head",
     "intermediate_size": "n_inner",
     "max_positions": "n_positions",
-    "rope_theta": "rotary_emb_base",
     "type_vocab_size": "type_vocab_size",
     "layer_norm_eps": "layer_norm_epsilon",
     "hidden_dropout": "resid_pdrop",
@@ -242,12 +254,22 @@ def read_config(config_json: Mapping[str, Any]) -> NomicConfig:
             name: value for name, value in config_json.items() if value is not None
         }
         values = read_fields(config_json, PUBLISHED_FIELDS)
+        rope = Rope(config_json["rotary_emb_base"])
     else:
-        values = read_fields(config_json, FIELDS) | {
-            "rope_theta": read_rope(config_json, NomicConfig.rope_theta, ("default",)).theta
-        }
+        values = read_fields(config_json, FIELDS)
+        rope = read_rope(config_json, NomicConfig.rope.theta, ("default",))
     check_switches(config_json, SUPPORTED)
-    config = NomicConfig(**values)
+    config = NomicConfig(**values, rope=rope)
+    check_heads(config, config_json)
+    return config
+
+
+def check_heads(config: NomicConfig, config_json: Mapping[str, Any]) -> None:
+    """Checks the activation, and that the hidden size is that of heads of an even size.
+
+    Raises:
+        InputError: the activation is not known, or heads have another size.
+    """
     activation(config.activation)
     size, rest = divmod(config.hidden_size, config.num_heads)
     if rest or size % 2:
@@ -256,13 +278,12 @@ def read_config(config_json: Mapping[str, Any]) -> NomicConfig:
             "an even size"
         )
     check_switches(config_json, {"head_dim": size})
-    return config
 
 
 def write_config(config: NomicConfig) -> dict[str, Any]:
     """Returns config.json's fields as transformers writes them."""
     fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
-    return fields | {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
+    return fields | {"rope_parameters": write_rope(config.rope)}
 
 
 TENSORS = {
@@ -293,6 +314,12 @@ PUBLISHED: dict[str, str | Part] = {  # transformers writes these too, beside it
     "layers/down": "encoder.layers.{}.mlp.fc2",
     "layers/output_norm": "encoder.layers.{}.norm2",
 }
+SHARDING = (  # see bert.SHARDING
+    (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
+    (r"layers/(query|key|value)/bias", (None, "tensor")),
+    (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
+    (r"embeddings/token", (None, "fsdp")),
+)
 NOMIC = Family(
     shapes=SHAPES,
     architecture="NomicBertModel",
@@ -307,10 +334,5 @@ NOMIC = Family(
         r"(pooler|cls|classifier)\..*",
         r"(rotary_emb|encoder\.layers\.\d+\.attn\.rotary_emb)\.(original_)?inv_freq",
     ),
-    # See bert.SHARDING.
-    sharding=(
-        (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
-        (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
-        (r"embeddings/token", (None, "fsdp")),
-    ),
+    sharding=SHARDING,
 )

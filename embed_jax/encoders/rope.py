@@ -34,6 +34,7 @@ class Rope:
             linear in the index of the frequency, which is rounded outwards if `truncate`.
         attention_factor, mscale, mscale_all_dim: of "yarn": the factor of queries and keys, or two
             numbers that it is computed from.
+        mixed_b: of "ntk": b, if wave n of h is stretched by factor^((n / h)^b); not set: 1.
     """
 
     theta: float = 10000.0
@@ -48,6 +49,7 @@ class Rope:
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    mixed_b: float | None = None
 
 
 TYPES = {  # the required fields, and the optional ones
@@ -69,7 +71,9 @@ TYPES = {  # the required fields, and the optional ones
             "mscale_all_dim",
         ),
     ),
+    "ntk": (("factor",), ("mixed_b",)),
 }
+TRANSFORMERS_TYPES = ("default", "linear", "llama3", "yarn")  # of classes that transformers has
 
 
 def rope_rotation(position: Int[AnyArray, "R T"], size: int, rope: Rope) -> Rotation:
@@ -94,7 +98,8 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
 
     The frequency, float32, is the angle by which the pair turns from one token to the next:
     theta^(-2 i / size) for i < size / 2. It is divided by `factor` for "linear" (Chen et al. 2023);
-    for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3) only long waves are stretched.
+    for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3) only long waves are stretched;
+    for "ntk" (Su 2023, https://kexue.fm/archives/9706) the longest by `factor`, others by less.
     The factor of queries and keys is 1 except for "yarn".
 
     >>> frequencies(Rope(), 4)
@@ -102,6 +107,8 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
     """
     plain = float(rope.theta) ** (-np.arange(0, size, 2) / size)
     length = 1.0
+    if rope.rope_type == "ntk":
+        return (plain / _ntk(rope, size)).astype(np.float32), length
     if rope.rope_type == "default":
         kept_share = np.ones_like(plain)
     elif rope.rope_type == "linear":
@@ -119,6 +126,13 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
         else kept_share * plain + (1 - kept_share) * plain / rope.factor
     )
     return scaled.astype(np.float32), length
+
+
+def _ntk(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
+    """Returns the number by which each frequency is divided: a little more than 1 to factor."""
+    number = np.arange(1, size // 2 + 1)
+    share = (2 * number / size) ** (1.0 if rope.mixed_b is None else rope.mixed_b)
+    return rope.factor**share
 
 
 def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
@@ -163,7 +177,7 @@ def _yarn_length(rope: Rope) -> float:
 
 
 def read_rope(
-    config_json: Mapping[str, Any], theta: float, types: Sequence[str] = tuple(TYPES)
+    config_json: Mapping[str, Any], theta: float, types: Sequence[str] = TRANSFORMERS_TYPES
 ) -> Rope:
     """Reads the rotary positions of a config.json.
 

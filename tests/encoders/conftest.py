@@ -17,6 +17,17 @@ ARCHITECTURES = {
     "distilbert": ("DistilBert", {}),
     "electra": ("Electra", {"embedding_size": 16}),
     "nomic_bert": ("NomicBert", {}),
+    "deberta-v2": (
+        "DebertaV2",
+        {
+            "relative_attention": True,
+            "pos_att_type": "p2c|c2p",
+            "position_buckets": 8,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+        },
+    ),
 }
 
 

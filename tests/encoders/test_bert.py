@@ -16,7 +16,16 @@ from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
-ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "nomic_bert"]
+ARCHITECTURES = [
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "mpnet",
+    "distilbert",
+    "electra",
+    "nomic_bert",
+    "deberta-v2",
+]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

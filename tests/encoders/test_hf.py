@@ -292,7 +292,9 @@ def test_round_trip_through_sentence_transformers(
     jax.tree.map(np.testing.assert_array_equal, reference.params, saved.params)
 
 
-@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "mpnet", "distilbert", "electra"])
+@pytest.mark.parametrize(
+    "name", ["roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "deberta-v2"]
+)
 def test_every_family_is_written_as_it_was_read(name, torch_models, tokenizer, tmp_path):
     from transformers import AutoModel
 

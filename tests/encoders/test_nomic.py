@@ -63,7 +63,7 @@ CONFIG = NomicConfig(
     num_heads=4,
     intermediate_size=64,
     max_positions=32,
-    rope_theta=1000.0,
+    rope=Rope(1000.0),
 )
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
@@ -315,7 +315,7 @@ def test_unsupported_config(config, change, message):
 
 def test_config_round_trip():
     config = dataclasses.replace(
-        CONFIG, rope_theta=50.0, hidden_dropout=0.1, activation="gelu", pad_token_id=3
+        CONFIG, rope=Rope(50.0), hidden_dropout=0.1, activation="gelu", pad_token_id=3
     )
     assert FAMILY.read_config(FAMILY.write_config(config)) == config
 

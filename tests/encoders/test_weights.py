@@ -34,6 +34,8 @@ SLOW = pytest.mark.slow
 FAMILIES = [
     "tiny",
     "nomic-tiny",
+    "deberta-tiny",
+    "gte-tiny",
     "t5-tiny",
     "decoder-tiny",
     "modernbert-tiny",

@@ -88,6 +88,7 @@ SPECS = {
         BERT, "mean", (Truncate(20), Normalize()), token_head=WeightedLayers(32, 2, 1)
     ),
     "nomic": random_spec("nomic-tiny"),
+    "deberta": random_spec("deberta-tiny"),
     "t5": EncoderSpec(
         T5S["t5-tiny"], "mean", (Dense(32, 24, bias=False, activation="identity"), Normalize())
     ),
@@ -236,7 +237,7 @@ def test_prompts_left_out_of_pooling_are_an_input(make, written, tmp_path):
     assert np.abs(included - encode_onnx(path, model, TEXTS, prompt="what is the ")).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "nomic", "modernbert"])
+@pytest.mark.parametrize("name", ["llama", "t5", "nomic", "deberta", "modernbert"])
 def test_padding_may_come_first_where_positions_are_relative(written, name):
     model, path = written(name)
     inputs = pad_rows(model.tokenizer.encode(TEXTS).ids, 0, 0)
