@@ -68,7 +68,6 @@ WANG, MUENNIGHOFF = "Wang et al. 2024, table 1", "Muennighoff et al. 2024"
 PICKLED = "its weights are pytorch_model.bin: convert them first"
 UNPOOLED = f"{PICKLED}; its files name no pooling: it loads with the mean, and without its pooler"
 TWO_WAY = 'attends both ways: needs "is_causal": false in its config.json'
-NEW = "model_type 'new' is its own code"
 CATALOGUE = (
     E("sentence-transformers/all-MiniLM-L6-v2", "bert", 384, 256, "mean",
       _v1(56.26, "MTEB leaderboard, 2024")),
@@ -104,8 +103,9 @@ CATALOGUE = (
     E("thenlper/gte-small", "bert", 384, 512, "mean", _v1(61.36)),
     E("thenlper/gte-base", "bert", 768, 512, "mean", _v1(62.39)),
     E("thenlper/gte-large", "bert", 1024, 512, "mean", _v1(63.13)),
-    E("Alibaba-NLP/gte-base-en-v1.5", "new", 768, 8192, "cls", _v1(64.11), NEW),
-    E("Alibaba-NLP/gte-large-en-v1.5", "new", 1024, 8192, "cls", _v1(65.39), NEW),
+    E("Alibaba-NLP/gte-base-en-v1.5", "new", 768, 8192, "cls", _v1(64.11)),
+    E("Alibaba-NLP/gte-large-en-v1.5", "new", 1024, 8192, "cls", _v1(65.39)),
+    E("Alibaba-NLP/gte-multilingual-base", "new", 768, 8192, "cls"),
     E("Alibaba-NLP/gte-modernbert-base", "modernbert", 768, 8192, "cls", _v1(64.38)),
     E("Alibaba-NLP/gte-Qwen2-1.5B-instruct", "qwen2", 1536, 32768, "last_token",
       _v1(67.16), note=TWO_WAY),
@@ -124,6 +124,7 @@ CATALOGUE = (
     E("WhereIsAI/UAE-Large-V1", "bert", 1024, 512, "cls", _v1(64.64, "AnglE README")),
     E("Snowflake/snowflake-arctic-embed-xs", "bert", 384, 512, "cls"),
     E("Snowflake/snowflake-arctic-embed-m-v1.5", "bert", 768, 512, "cls"),
+    E("Snowflake/snowflake-arctic-embed-m-v2.0", "gte", 768, 8192, "cls"),
     E("Snowflake/snowflake-arctic-embed-l-v2.0", "xlm-roberta", 1024, 8192, "cls"),
     E("NovaSearch/stella_en_1.5B_v5", "qwen2", 1024, 512, "mean", note=TWO_WAY),
     E("jinaai/jina-embeddings-v2-base-en", "bert", 768, 8192, "mean",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,19 +21,19 @@ class DistanceRows:
         backward: the row of each offset with its sign changed.
     """
 
-    forward: Int[Array, " 2*T"]
-    backward: Int[Array, " 2*T"]
+    forward: Int[Array, " O"]
+    backward: Int[Array, " O"]
 
 
 def find_distance_rows(
-    table_rows: int, limit: int, slots: int, bucketed: bool
+    table_rows: int, limit: int, slots: Any, bucketed: bool
 ) -> tuple[int, int, DistanceRows]:
     """Finds the rows of a table of distances that rows of T slots reach.
 
     Args:
         table_rows: see `distance_buckets`.
         limit: see `distance_buckets`.
-        slots: T; all rows of the table are taken if it is not known when this is traced.
+        slots: T; all rows of the table are taken if it is a symbolic size.
         bucketed: see `distance_buckets`.
 
     Returns:
@@ -49,7 +50,7 @@ def find_distance_rows(
 
 
 @functools.lru_cache
-def distance_buckets(table_rows: int, limit: int, bucketed: bool) -> Int[np.ndarray, " 2*limit+1"]:
+def distance_buckets(table_rows: int, limit: int, bucketed: bool) -> Int[np.ndarray, " N"]:
     """Returns the row of a table of distances for each distance from -limit to limit.
 
     >>> distance_buckets(8, 4, False)
@@ -107,4 +108,5 @@ def shift_rows(x: Float[Array, "*B T 2*T"]) -> Float[Array, "*B T T"]:
         return shorter[..., :slots]
     # In a graph for any length, as of an ONNX file, slices have known sizes only.
     index = jnp.arange(slots)
-    return flat[..., (2 * slots - 1) * index[:, None] + index + slots]
+    index = 2 * slots * index[:, None] + slots + index - index[:, None]
+    return flat.at[..., index].get(mode="promise_in_bounds", wrap_negative_indices=False)

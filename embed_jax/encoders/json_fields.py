@@ -67,8 +67,9 @@ CONFIG = _table(
         NUMBER,
         "layer_norm_eps layer_norm_epsilon norm_eps rms_norm_eps initializer_range "
         "initializer_factor hidden_dropout_prob attention_probs_dropout_prob dropout "
-        "attention_dropout hidden_dropout embedding_dropout mlp_dropout pooler_dropout cls_dropout resid_pdrop attn_pdrop "
-        "dropout_rate classifier_dropout seq_classif_dropout rope_theta rope_local_base_freq "
+        "attention_dropout hidden_dropout embedding_dropout mlp_dropout resid_pdrop attn_pdrop "
+        "pooler_dropout cls_dropout dropout_rate classifier_dropout seq_classif_dropout "
+        "rope_theta rope_local_base_freq "
         "global_rope_theta local_rope_theta rotary_emb_base rotary_emb_fraction "
         "query_pre_attn_scalar attn_logit_softcapping partial_rotary_factor",
     ),
