@@ -149,6 +149,7 @@ class _Ranking:
 
     @classmethod
     def of(cls, similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> _Ranking:
+        """Ranks pairs by similarity and finds the best thresholds."""
         values, binary = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
         if not np.isfinite(values).all():
             raise InputError(
@@ -193,6 +194,7 @@ class _Ranking:
         }
 
     def thresholds(self) -> dict[str, float]:
+        """Returns the best thresholds; nan without one."""
         return {
             f"{metric}_threshold": float(self.between[place]) if place >= 0 else float("nan")
             for metric, place in (("accuracy", self.accuracy), ("f1", self.f1))

@@ -41,6 +41,7 @@ def gaps_of(a: Items, b: Items) -> Gaps:
 
 
 def mean_gaps(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Gaps:
+    """Returns the exchanges of values whose mean is the score, such as nDCG by query."""
     differences = np.asarray(a, np.float64) - b
     n = len(differences)
     nonzero = differences[
@@ -59,6 +60,13 @@ def rank_gaps(
     gold: Float[np.ndarray, " N"],
     of_rows: Callable[[Float[np.ndarray, "R N"], Float[np.ndarray, " N"]], Float[np.ndarray, " R"]],
 ) -> Gaps:
+    """Returns the exchanges of values whose ranks are compared with gold.
+
+    `of_rows` computes the score of each row of ranks.
+
+    Raises:
+        InputError: for a constant column.
+    """
     from scipy.stats import rankdata
 
     for name, column in zip(("A", "B", "gold"), (a, b, gold), strict=True):
@@ -80,6 +88,7 @@ def rank_gaps(
 def spearman_rows(
     rows: Float[np.ndarray, "R N"], gold: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, " R"]:
+    """Computes Spearman's correlation of each row with gold; 0 for a constant row."""
     from scipy.stats import rankdata
 
     middle = (len(gold) + 1) / 2
@@ -94,6 +103,7 @@ def spearman_rows(
 def average_precision_rows(
     rows: Float[np.ndarray, "R N"], labels: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, " R"]:
+    """Computes the average precision of each row of ranks against labels 0 and 1."""
     order = np.argsort(
         labels / 2 - 2 * rows, axis=1
     )  # ranks are halves at the finest: equal ones by label, 0 first

@@ -41,10 +41,12 @@ class SweepSetting:
 
     @property
     def search(self) -> str:
+        """Names the search: "exact", "symmetric" or "asymmetric"."""
         return "exact" if self.precision == "float32" else SEARCHES[self.asymmetric]
 
     @property
     def rescoring(self) -> str:
+        """Describes the rescoring, such as "x4 by int8", or "none"."""
         return (
             f"x{self.rescore}{f' by {self.originals}' if self.originals else ''}"
             if self.rescore
@@ -95,10 +97,12 @@ def front(rows: Sequence[Measured], cost: Callable[[Measured], float]) -> list[M
 
 
 def by_bytes(row: Measured) -> float:
+    """Returns a row's bytes for each vector, a cost for `front`."""
     return row.bytes
 
 
 def by_time(row: Measured) -> float:
+    """Returns a row's seconds for each query, a cost for `front`."""
     return 1 / row.queries_per_second
 
 
@@ -156,6 +160,7 @@ def described(row: Measured) -> str:
 
 
 def as_json(row: Measured, rows: Sequence[Measured]) -> dict[str, Any]:
+    """Returns a row's setting and figures, and the fronts that it is on, as plain values."""
     fields = {name: value for name, value in vars(row).items() if name != "setting"}
     return {**vars(row.setting), **fields, "bytes": row.bytes, "fronts": fronts(row, rows)}
 

@@ -61,6 +61,7 @@ class SoftmaxTerm:
         return total, count
 
     def metrics(self) -> dict[str, Float[Array, " b"]]:
+        """Computes the metrics by example, of the largest prefix."""
         positive = self.rows.positive[-1]
         return contrast_metrics(positive, positive + self._largest[-1] / self._scale)
 
@@ -89,6 +90,7 @@ def cross_entropy(
 
 
 def scale_of(temperature: Number, params: Params) -> Float[Array, ""]:
+    """Returns 1 / temperature, or the learnt scale, which is at most MAX_SCALE."""
     if not isinstance(temperature, jax.Array) and not temperature > 0:
         raise InputError(f"config.loss: temperature: expected more than 0, found {temperature}")
     if "log_scale" in params:
@@ -116,10 +118,12 @@ def over_prefixes(
 
 
 def example_weights(own: Columns) -> Float[Array, " b"]:
+    """Returns weight 1 for examples with an anchor and a positive, else 0."""
     return (own.present[ANCHOR] & own.present[POSITIVE]).astype(jnp.float32)
 
 
 def contrast_metrics(positive: Array, hardest: Array) -> dict[str, Float[Array, " b"]]:
+    """Computes the metrics of examples from their positive and hardest negative similarity."""
     return {
         "accuracy": (positive > hardest).astype(jnp.float32),
         "positive_similarity": positive,

@@ -109,6 +109,7 @@ class _LastWords:
         )
 
     def withdraw(self) -> None:
+        """Ends the process without its line."""
         with contextlib.suppress(OSError):
             self._process.communicate("all is well")
 

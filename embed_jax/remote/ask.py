@@ -38,6 +38,7 @@ class Retries:
     patience: float = 600.0
 
     def wait(self, tried: int, chance: random.Random) -> float:
+        """Returns the seconds to wait after `tried` tries, drawn by `chance`."""
         return min(self.first * 2**tried, self.longest) * chance.uniform(0.5, 1)
 
 
@@ -72,6 +73,7 @@ class Pace:
             self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     def stop(self) -> None:
+        """Lets no request start any more: `wait` raises Stopped."""
         self._stopped.set()
 
     def _sleep_until(self, when: Callable[[], float]) -> None:

@@ -119,6 +119,7 @@ class Server:
             raise Failed("the server's answer is not JSON") from None
 
     def without_key(self, text: str) -> str:
+        """Replaces the key in a text by ***."""
         return text.replace(self._key, "***") if self._key and len(self._key) >= SECRET else text
 
     def _send(self, request: urllib.request.Request) -> bytes:

@@ -53,6 +53,7 @@ class Ranges:
 
     @property
     def dim(self) -> int:
+        """D, the size of the embeddings."""
         return len(self.low)
 
     @property
@@ -82,6 +83,7 @@ class Codebook:
 
     @property
     def dim(self) -> int:
+        """D, the size of the embeddings."""
         return self.centres.shape[0] * self.centres.shape[2]
 
     @property

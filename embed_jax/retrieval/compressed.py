@@ -72,6 +72,7 @@ class CompressedIndex:
 
     @property
     def bytes_once(self) -> int:
+        """Returns the bytes of ranges or centres."""
         if isinstance(self._calibration, Codebook):
             return self._calibration.centres.nbytes
         return self._calibration.low.nbytes * 2 if self._calibration else 0

@@ -139,6 +139,7 @@ class Compressed:
 
     @property
     def bytes_per_vector(self) -> int:
+        """Returns the bytes of one code."""
         return self.codes.shape[1] * self.codes.dtype.itemsize
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:

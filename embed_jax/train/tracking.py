@@ -101,6 +101,7 @@ class Wandb:
             )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of a step, unless they were sent before."""
         if self._run is None or step <= self._sent:
             return
         write_whole(self._sent_file, str(step))
@@ -108,6 +109,7 @@ class Wandb:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
+        """Ends the run."""
         if self._run is not None:
             self._run.finish()
 
