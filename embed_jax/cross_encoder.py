@@ -10,12 +10,20 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.pair_template import (
+    PairTemplate,
+    encode_templated_pairs,
+    has_chat_template,
+    read_pair_template,
+)
+from embed_jax.data.tokenize import TokenizedTexts, Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encode_options import no_attribute
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import read_classifier
+from embed_jax.encoders.read_classifier import read_classifier
+from embed_jax.encoders.spec import EncoderSpec
+from embed_jax.encoders.text_config import ChatFormat
 from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
@@ -32,45 +40,52 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class CrossEncoder(PicklesByParts):
-    """A sequence classification model with its tokenizer: `score` pairs of texts.
+    """A model that gives pairs of texts logits, with its tokenizer: `score` and `rank` them.
 
     Attributes:
-        spec: backbone and head.
-        params: tree of the classifier's parameters, float32 or bfloat16.
+        num_labels: L, how many logits a pair has.
+        spec: an encoder whose last head gives logits, such as `classifier.make_classifier` makes.
+        params: tree of the encoder's parameters, float32 or bfloat16.
         tokenizer: cuts pairs at `tokenizer.max_length` tokens.
         activation: computes scores from logits, "sigmoid" or "identity".
-        prompt: text put before each query.
+        prompt: text put before each query; in a chat template, the system's message.
         compute_dtype: "float32" or "bfloat16".
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
+        chat: how pairs are put into the tokenizer's chat template; None: they are not.
+        output_layer: see SavedClassifier; kept for `save`.
     """
 
     def __init__(
         self,
-        spec: ClassifierSpec,
+        spec: EncoderSpec,
         params: Params,
         tokenizer: Tokenizer,
         *,
         activation: str = "sigmoid",
         prompt: str = "",
         lower_case: bool = False,
+        chat: ChatFormat | None = None,
+        output_layer: np.ndarray | None = None,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
         """Makes a model of its parts.
 
         Args:
-            spec: backbone and head.
-            params: tree of the classifier's parameters.
+            spec: see the attribute.
+            params: tree of the encoder's parameters.
             tokenizer: cuts pairs at its `max_length`.
             activation: computes scores from logits, "sigmoid" or "identity".
-            prompt: text put before each query.
+            prompt: see the attribute.
             lower_case: whether the tokenizer lower-cases texts first.
+            chat: see the attribute.
+            output_layer: see SavedClassifier.
             compute_dtype: "float32" or "bfloat16".
             devices: how many to run on; 0: all.
 
         Raises:
             InputError: the activation is unknown, or the tokenizer does not fit the backbone: token
-                types, ids or length.
+                types, ids or length; or its chat template cannot hold a pair.
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
@@ -78,16 +93,20 @@ class CrossEncoder(PicklesByParts):
         self.activation = activation
         self.prompt = prompt
         self.lower_case = lower_case
-        self._types = spec.backbone.type_vocab_size
-        _check_types(tokenizer, self._types)
+        self.chat = chat
+        self.output_layer = output_layer
+        self._types = getattr(spec.backbone, "type_vocab_size", 0)
+        if self._pair_template() is None:
+            _check_types(tokenizer, self._types)
         self.compute_dtype = compute_dtype
         self._devices = devices
         self._mesh = make_mesh(devices)
         self._build(spec, params)
 
-    def _build(self, spec: ClassifierSpec, params: Params) -> None:
+    def _build(self, spec: EncoderSpec, params: Params) -> None:
         self.spec = spec
-        encoder = build_classifier(spec, compute_dtype=self.compute_dtype)
+        encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
+        self.num_labels = encoder.dim
         self._encode = sharded_encode(encoder, self._mesh)
         self.params = replicate(params, self._mesh)
 
@@ -101,11 +120,6 @@ class CrossEncoder(PicklesByParts):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
-
-    @property
-    def num_labels(self) -> int:
-        """L, the number of logits of a pair."""
-        return self.spec.num_labels
 
     @property
     def max_length(self) -> int:
@@ -130,6 +144,50 @@ class CrossEncoder(PicklesByParts):
         )
         return scores[:, 0] if self.num_labels == 1 else scores
 
+    def rank(
+        self,
+        query: str,
+        passages: Sequence[str],
+        top_k: int | None = None,
+        *,
+        return_documents: bool = False,
+        batch_tokens: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Ranks passages for a query, as sentence-transformers' `rank`.
+
+        Passages with equal logits are in the order in which they were given. Scores whose sigmoid
+        rounds to the same number are still in the order of their logits.
+
+        Args:
+            query: the query.
+            passages: the texts to rank.
+            top_k: return at most this many; None: all of them.
+            return_documents: whether the passages are returned too.
+            batch_tokens: see `logits`.
+
+        Returns:
+            The best passage first, {"corpus_id": its index in `passages`, "score": a Python float}
+            of each, with its "text" if asked for.
+
+        Raises:
+            InputError: see `logits`; also for a model with several labels, or a negative `top_k`.
+        """
+        if self.num_labels != 1:
+            raise InputError(
+                f"rank: expected a model with one label, found {self.num_labels}; `score` gives "
+                "the scores of all of them"
+            )
+        if top_k is not None and top_k < 0:
+            raise InputError(f"top_k: expected a number from 0, found {top_k}")
+        logits = self.logits([query] * len(passages), passages, batch_tokens=batch_tokens)[:, 0]
+        scores = ACTIVATIONS[self.activation](logits)
+        order = np.argsort(-logits, kind="stable")[:top_k].tolist()
+        return [
+            {"corpus_id": index, "score": float(scores[index])}
+            | ({"text": passages[index]} if return_documents else {})
+            for index in order
+        ]
+
     def logits(
         self,
         queries: Sequence[str],
@@ -140,7 +198,8 @@ class CrossEncoder(PicklesByParts):
     ) -> Float[np.ndarray, "N L"]:
         """Computes the logits of each query with the passage at the same place, float32.
 
-        Pairs over the model's limit are cut, the longer text first, and one warning counts them.
+        Pairs over the model's limit are cut, and one warning counts them: the longer text first,
+        as in sentence-transformers, or in a chat template the end of the passage only.
 
         Args:
             queries: N strings.
@@ -149,8 +208,9 @@ class CrossEncoder(PicklesByParts):
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for unequal lengths, a text that is not a string, or `batch_tokens` below
-                one pair's length.
+            InputError: for unequal lengths, a text that is not a string, `batch_tokens` below
+                one pair's length, or a query that leaves no room for a passage in the chat
+                template.
         """
         if isinstance(queries, str) or isinstance(passages, str):
             raise InputError(
@@ -162,10 +222,11 @@ class CrossEncoder(PicklesByParts):
             )
         params = self.params if params is None else gather_params(params, self._mesh)
         batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
+        template = self._pair_template()
         logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0
         for start in range(0, len(queries), WINDOW):
             window = slice(start, start + WINDOW)
-            pairs = self.tokenizer.encode_pairs(queries[window], passages[window], self.prompt)
+            pairs = self._encode_pairs(template, queries[window], passages[window])
             truncated += pairs.truncated
             batches = pack_window(
                 pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None
@@ -179,10 +240,28 @@ class CrossEncoder(PicklesByParts):
             )
         return logits
 
-    def save(self, directory: str | Path) -> None:
-        """Writes a model directory, as a whole or not at all.
+    def _pair_template(self) -> PairTemplate | None:
+        """Returns the form of a pair as one text; None: the tokenizer joins the two."""
+        if self.chat is None or not has_chat_template(self.tokenizer):
+            return None
+        return read_pair_template(
+            self.tokenizer,
+            self.prompt,
+            structured=self.chat.structured,
+            options=self.chat.options,
+        )
 
-        sentence-transformers' CrossEncoder, transformers and `load_cross_encoder` read it.
+    def _encode_pairs(
+        self, template: PairTemplate | None, queries: Sequence[str], passages: Sequence[str]
+    ) -> TokenizedTexts:
+        if template is None:
+            return self.tokenizer.encode_pairs(queries, passages, self.prompt)
+        return encode_templated_pairs(self.tokenizer, template, queries, passages)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a model directory, as a whole or not at all; see `write_classifier`.
+
+        sentence-transformers' CrossEncoder and `load_cross_encoder` read it.
         """
         write_classifier(
             Path(directory),
@@ -193,6 +272,8 @@ class CrossEncoder(PicklesByParts):
             activation=self.activation,
             prompt=self.prompt,
             lower_case=self.lower_case,
+            chat=self.chat if has_chat_template(self.tokenizer) else None,
+            output_layer=self.output_layer,
         )
 
 
@@ -203,13 +284,13 @@ def load_cross_encoder(
 
     Args:
         name: a directory (sentence-transformers' CrossEncoder, or transformers'
-            *ForSequenceClassification), or a hub name.
+            *ForSequenceClassification or *ForCausalLM), or a hub name.
         max_length: cut pairs at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or no sequence
-            classification model, its vocabulary is larger than its table, or `max_length` is more
+        InputError: if it can't be found or read, is of an unknown architecture or does not
+            score pairs, its vocabulary is larger than its table, or `max_length` is more
             than the model has positions for.
     """
     saved = read_classifier(resolve(name))
@@ -223,6 +304,8 @@ def load_cross_encoder(
         activation=saved.activation,
         prompt=saved.prompt,
         lower_case=saved.lower_case,
+        chat=saved.chat,
+        output_layer=saved.output_layer,
         compute_dtype=compute_dtype,
     )
 

@@ -53,7 +53,6 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
 # all.
 HINTS = {
     ("CrossEncoder", "predict"): "it is `score(queries, passages)`, two lists instead of pairs",
-    ("CrossEncoder", "rank"): "`score([query] * len(passages), passages)`, sorted, is the ranking",
     ("CrossEncoder", "encode"): "it scores pairs of texts; embed_jax.load reads models that embed",
     ("CrossEncoder", "max_seq_length"): "it is `max_length`",
     (

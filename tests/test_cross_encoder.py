@@ -253,12 +253,9 @@ def test_devices_and_parameters(model):
     np.testing.assert_allclose(
         single_device.score(queries, passages), model.score(queries, passages), atol=1e-6
     )
-    out = model.params["classifier"]["out"]
-    head = {
-        **model.params["classifier"],
-        "out": {"kernel": 2 * out["kernel"], "bias": 2 * out["bias"]},
-    }
-    doubled = model.logits(queries, passages, params={**model.params, "classifier": head})
+    heads = model.params["heads"]
+    heads = {**heads, "2": jax.tree.map(lambda leaf: 2 * leaf, heads["2"])}
+    doubled = model.logits(queries, passages, params={**model.params, "heads": heads})
     np.testing.assert_allclose(doubled, 2 * model.logits(queries, passages), rtol=1e-4)
 
 

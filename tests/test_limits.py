@@ -18,7 +18,7 @@ from embed_jax.config import Experiment, Model
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.layers import take_rows
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
@@ -48,8 +48,8 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def cross_encoder(model, tmp_path_factory):
-    spec = ClassifierSpec(model.spec.backbone)
-    params = build_classifier(spec).init(jax.random.key(0))
+    spec = make_classifier(model.spec.backbone)
+    params = build_encoder(spec).init(jax.random.key(0))
     directory = tmp_path_factory.mktemp("cross_encoder") / "model"
     CrossEncoder(spec, params, model.tokenizer).save(directory)
     return directory

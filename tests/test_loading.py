@@ -10,7 +10,8 @@ import pytest
 import embed_jax
 from embed_jax import EmbeddingModel, EncodingSettings
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY
 from embed_jax.routed import RoutedEncoder
@@ -38,8 +39,8 @@ def model(tiny_model):
 def directories(model, tmp_path_factory):
     """A directory of each kind of model."""
     root = tmp_path_factory.mktemp("kinds")
-    spec = ClassifierSpec(model.spec.backbone)
-    params = build_classifier(spec).init(jax.random.key(0))
+    spec = make_classifier(model.spec.backbone)
+    params = build_encoder(spec).init(jax.random.key(0))
     kinds = {
         "sentence": model,
         "routed": RoutedEncoder({"query": model, "document": model}, settings=model.settings),

@@ -13,7 +13,7 @@ import embed_jax
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.routed import RoutedEncoder
@@ -56,8 +56,8 @@ def test_a_model_computes_the_same_after_pickle(kind, model, tiny_tokenizer):
             {"query": model, "document": model}, settings=EncodingSettings({"query": "find "})
         ),
         "cross-encoder": lambda: CrossEncoder(
-            ClassifierSpec(model.spec.backbone),
-            build_classifier(ClassifierSpec(model.spec.backbone)).init(jax.random.key(0)),
+            make_classifier(model.spec.backbone),
+            build_encoder(make_classifier(model.spec.backbone)).init(jax.random.key(0)),
             model.tokenizer,
             devices=2,
         ),

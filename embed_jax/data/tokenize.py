@@ -78,11 +78,11 @@ class Tokenizer:
             of sentence-transformers: it is the number of tokens of the prompt by itself, without a
             special token at its end.
         """
-        _check_texts(texts)
-        encodings = self._encode([prompt + text for text in texts])
+        check_texts(texts)
+        encodings = self.tokenize([prompt + text for text in texts])
         skip = 0
         if prompt and not include_prompt:
-            (prompt_ids,) = self._encode([prompt])
+            (prompt_ids,) = self.tokenize([prompt])
             skip = len(prompt_ids) - (
                 len(prompt_ids) > 0 and prompt_ids.ids[-1] in self.hf.all_special_ids
             )
@@ -105,10 +105,10 @@ class Tokenizer:
                 f"pairs: expected as many passages as queries, found {len(passages)} and "
                 f"{len(queries)}"
             )
-        _check_texts(queries)
-        _check_texts(passages)
+        check_texts(queries)
+        check_texts(passages)
         _check_room(self.backend, self.max_length, pair=True)
-        encodings = self._encode(
+        encodings = self.tokenize(
             [(prompt + query, passage) for query, passage in zip(queries, passages, strict=True)]
         )
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
@@ -116,6 +116,13 @@ class Tokenizer:
         if "token_type_ids" in self.hf.model_input_names:
             segments = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
         return TokenizedTexts(ids, 0, self._count_truncated(encodings), segments)
+
+    @functools.cached_property
+    def unlimited(self) -> Any:
+        """A copy of `backend` that cuts no text."""
+        backend = type(self.backend).from_str(self.backend.to_str())
+        backend.no_truncation()
+        return backend
 
     def with_table(self, rows: int) -> Tokenizer:
         """Returns the same tokenizer for a table of `rows` token embeddings.
@@ -149,9 +156,21 @@ class Tokenizer:
         else:
             self.backend.save(str(Path(directory) / "tokenizer.json"))
 
-    def _encode(self, texts: Sequence[str | tuple[str, str]]) -> list[Any]:
+    def tokenize(self, texts: Sequence[str | tuple[str, str]], *, whole: bool = False) -> list[Any]:
+        """Returns the encodings of texts or pairs, as the `tokenizers` library has them.
+
+        Args:
+            texts: strings, or pairs of them.
+            whole: whether texts are taken as they are: neither cut nor put between special tokens.
+
+        Raises:
+            InputError: a text is not valid Unicode, or has a token beyond the model's table.
+        """
         try:
-            encodings = self.backend.encode_batch_fast(texts)
+            if whole:
+                encodings = self.unlimited.encode_batch(texts, add_special_tokens=False)
+            else:
+                encodings = self.backend.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, from a faulty JSON escape, is not UTF-8
             single = (
                 part for text in texts for part in ([text] if isinstance(text, str) else text)
@@ -342,7 +361,8 @@ def _check_room(backend: Any, max_length: int, pair: bool) -> None:
         )
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises an InputError for a text that is not a string."""
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"a text must be a string, found {type(text).__name__}")

@@ -25,6 +25,7 @@ from embed_jax.types import Encoder, Params, TokenBatch
 
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 TOKEN_HEAD, TOKEN_HEAD_KEY = "token_head", 2**20 + 1
+HEADS_KEY = 2**20 + 2  # and those after it: the numbers that give the heads' keys
 
 
 def build_encoder(
@@ -182,18 +183,18 @@ def build_encoder(
     def apply(
         params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
     ) -> Float[Array, "S D"]:
-        return finish(
-            params, states(params, tokens, key, read, every_layer or weighted, weighted), tokens
-        )
+        every = states(params, tokens, key, read, every_layer or weighted, weighted)
+        return finish(params, every, tokens, key)
 
     def finish(
-        params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch
+        params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch, key: PRNGKeyArray | None
     ) -> Float[Array, "S D"]:
         if spec.token_head is not None:
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
         x = pool(spec.pooling, x, tokens)
         for i, head in enumerate(spec.heads):
-            x = head.apply(params["heads"].get(str(i), {}), x)
+            own_key = None if key is None else jax.random.fold_in(key, HEADS_KEY + i)
+            x = head.apply(params["heads"].get(str(i), {}), x, own_key)
         return x
 
     def by_layer(
@@ -208,7 +209,7 @@ def build_encoder(
             raise InputError(f"{what} several layers: earlier layers have no such embedding")
         every = states(params, tokens, key, read, every_layer=True)
         chosen = [*(every[number - 1] for number in layer), every[-1]]
-        return jnp.stack([finish(params, each, tokens) for each in chosen], axis=1)
+        return jnp.stack([finish(params, each, tokens, key) for each in chosen], axis=1)
 
     def hidden(
         params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None

@@ -247,6 +247,7 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
         prefixes=("model.language_model.", "language_model.model.", "model."),
         ignored=(
             r"(language_model\.)?lm_head\.weight",
+            r"score\.weight",
             r"(layers\.\d+\.self_attn\.)?rotary_emb\..*inv_freq",
         ),
         # See bert.SHARDING.

@@ -1,6 +1,8 @@
-"""Heads that may follow the pooling: Dense (also SimCSE's MLP), LayerNorm, Normalize and Truncate.
+"""Heads that may follow the pooling, of which an encoder's last one gives embeddings or logits.
 
-They are sentence-transformers' modules of these names, and its `truncate_dim`.
+They are sentence-transformers' modules of these names, and its `truncate_dim`. Each has `init`,
+`apply` and `dim`, the size of its output by that of its input. A dropout key is given in training
+only; the others than Dropout ignore it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Dense:
             params["residual"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), shape)
         return params
 
-    def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
+    def apply(
+        self, params: Params, x: Float[Array, "S I"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S O"]:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         out = jnp.matmul(x, params["kernel"], precision="highest")
         out = activation(self.activation)(out + params["bias"] if self.bias else out)
@@ -72,16 +76,23 @@ class LayerNorm:
 
     Attributes:
         dimension: D, the size of the vectors.
+        eps: added to the variance.
+        bias: whether a bias is added.
     """
 
     dimension: int
+    eps: float = 1e-5  # torch's
+    bias: bool = True
 
     def init(self, key: PRNGKeyArray) -> Params:
-        return {"scale": jnp.ones(self.dimension), "bias": jnp.zeros(self.dimension)}
+        params = {"scale": jnp.ones(self.dimension)}
+        return params | ({"bias": jnp.zeros(self.dimension)} if self.bias else {})
 
-    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
-        # torch's eps, which no file changes
-        return layers.apply_module(layers.LayerNorm(1e-5, jnp.float32), params, x)
+    def apply(
+        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S D"]:
+        norm = layers.LayerNorm(self.eps, jnp.float32, use_bias=self.bias)
+        return layers.apply_module(norm, params, x)
 
     def dim(self, _: int) -> int:
         return self.dimension
@@ -99,7 +110,9 @@ class Normalize:
     def init(self, key: PRNGKeyArray) -> Params:
         return {}
 
-    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
+    def apply(
+        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S D"]:
         square = jnp.sum(x * x, axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
@@ -123,11 +136,81 @@ class Truncate:
     def init(self, key: PRNGKeyArray) -> Params:
         return {}
 
-    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S O"]:
+    def apply(
+        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S O"]:
         return x[:, : self.out_features]
 
     def dim(self, dim: int) -> int:
         return min(dim, self.out_features)
 
 
-Head = Dense | LayerNorm | Normalize | Truncate
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Zeroes numbers of the vectors at random in training; see `layers.dropout`.
+
+    Attributes:
+        rate: the probability of a number to become 0.
+    """
+
+    rate: float
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return {}
+
+    def apply(
+        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S D"]:
+        return layers.dropout(x, self.rate, key)
+
+    def dim(self, dim: int) -> int:
+        return dim
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitScore:
+    """A language model's logit of one token less another's; sentence-transformers' LogitScore.
+
+    Only these rows of the model's output layer are parameters; logits of other tokens are never
+    computed.
+
+    >>> head = LogitScore(2, true_token_id=7, false_token_id=9)
+    >>> rows = jnp.array([[1.0, 2.0], [0.0, 1.0]])  # of "yes" and "no"
+    >>> head.apply({"rows": rows}, jnp.array([[3.0, 4.0]])).tolist()
+    [[7.0]]
+
+    Attributes:
+        in_features: D, the size of the vectors.
+        true_token_id: the token whose logit counts for the pair, such as "yes".
+        false_token_id: the token whose logit counts against it, such as "no"; None: no token does.
+        softcap: c: logits s become c tanh(s / c) (Gemma 2); 0: they stay as they are.
+    """
+
+    in_features: int
+    true_token_id: int
+    false_token_id: int | None = None
+    softcap: float = 0.0
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of the rows, in their order."""
+        ids = (self.true_token_id, self.false_token_id)
+        return tuple(token_id for token_id in ids if token_id is not None)
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return {"rows": 0.02 * jax.random.normal(key, (len(self.token_ids), self.in_features))}
+
+    def apply(
+        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "S 1"]:
+        rows = params["rows"].astype(jnp.float32)
+        logits = jnp.matmul(x, rows.T, precision="highest")
+        if self.softcap:
+            logits = self.softcap * jnp.tanh(logits / self.softcap)
+        return logits[:, :1] - logits[:, 1:] if len(self.token_ids) > 1 else logits
+
+    def dim(self, _: int) -> int:
+        return 1
+
+
+Head = Dense | LayerNorm | Normalize | Truncate | Dropout | LogitScore

@@ -71,7 +71,8 @@ CONFIG = _table(
         "pooler_dropout cls_dropout dropout_rate classifier_dropout seq_classif_dropout "
         "rope_theta rope_local_base_freq "
         "global_rope_theta local_rope_theta rotary_emb_base rotary_emb_fraction "
-        "query_pre_attn_scalar attn_logit_softcapping partial_rotary_factor",
+        "query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping "
+        "partial_rotary_factor",
     ),
     (
         FLAG,
@@ -113,8 +114,8 @@ TEXT_CONFIG = _table(  # sentence_bert_config.json
     (TEXT, "transformer_task module_output_name"),
     (
         OBJECT,
-        "modality_config config_kwargs model_kwargs processor_kwargs config_args model_args "
-        "tokenizer_args",
+        "modality_config processing_kwargs config_kwargs model_kwargs processor_kwargs "
+        "config_args model_args tokenizer_args",
     ),
 )
 PROCESSOR = TOKENIZER = _table((SIZE, "model_max_length"))
@@ -127,7 +128,12 @@ POOLING = _table(
         "pooling_mode_first_last_mean",
     ),
 )
-MODULE = _table((FLAG, "bias use_residual"), (TEXT, "activation_function"))
+MODULE = _table(
+    (FLAG, "bias use_residual"),
+    (TEXT, "activation_function"),
+    (NUMBER, "dropout"),
+    (COUNT, "true_token_id false_token_id"),
+)
 ADAPTER = _table(
     (SIZE, "r"),
     (NUMBER, "lora_alpha lora_dropout"),

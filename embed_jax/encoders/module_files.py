@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from embed_jax.encoders import json_fields
-from embed_jax.encoders.heads import Dense, Head, LayerNorm, Normalize
+from embed_jax.encoders.heads import Dense, Dropout, Head, LayerNorm, LogitScore, Normalize
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import (
@@ -38,10 +38,11 @@ TORCH_ACTIVATIONS = {  # our name -> torch's class
     "silu": "torch.nn.modules.activation.SiLU",
 }
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
-NO_SIZES = DENSE_FIELDS[2:]
+NO_SIZES = (*DENSE_FIELDS[2:], "false_token_id")  # the last may be null
 # Fields from version 5 on: the names of what a module reads and writes
 PLACES = ("module_input_name", "module_output_name")
-SENTENCE = "sentence_embedding"
+SENTENCE, SCORES, LOGITS = "sentence_embedding", "scores", "causal_logits"
+LOGIT_FIELDS = ("true_token_id", "false_token_id")
 WEIGHTED_FIELDS = (
     "word_embedding_dimension",
     "embedding_dimension",
@@ -63,15 +64,19 @@ KEY_AND_VALUE = "cross_attend_blocks.0.fn.to_kv.weight"
 # ---- after the pooling ---------------------------------------------------------------------------
 
 
-def read_dense(directory: Path) -> tuple[Dense, Params]:
+def read_dense(directory: Path, output: str = SENTENCE) -> tuple[Dense, Params]:
     """Reads a Dense head and its parameters.
+
+    Args:
+        directory: the module's folder.
+        output: the name of what it must give: SENTENCE, or SCORES for a cross-encoder's last head.
 
     Raises:
         InputError: a field that is missing or unknown, an unknown activation, a Dense over token
             embeddings, or tensors that do not fit the config.
     """
     path = directory / "config.json"
-    config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"))
+    config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"), gives=output)
     kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
     names = {name.rsplit(".", 1)[-1]: own_name for own_name, name in TORCH_ACTIVATIONS.items()}
     if not kind.startswith("torch.nn.") or kind.rsplit(".", 1)[-1] not in names:
@@ -117,15 +122,55 @@ def read_normalize(directory: Path) -> tuple[Normalize, Params]:
     return Normalize(), {}
 
 
-def write_head(directory: Path, head: Head, params: Params) -> None:
-    """Writes a head's config and weights; a Normalize is an empty folder except for its config.
+def read_dropout(directory: Path) -> tuple[Dropout, Params]:
+    """Reads a Dropout head."""
+    config = read_json(directory / "config.json", json_fields.MODULE)
+    return Dropout(config.get("dropout", 0.2)), {}
+
+
+def read_logit_score(directory: Path, in_features: int, softcap: float) -> LogitScore:
+    """Reads the tokens of a LogitScore, whose weights are the Transformer's.
+
+    Args:
+        directory: the module's folder.
+        in_features: see LogitScore.
+        softcap: see LogitScore.
 
     Raises:
-        InputError: an activation that sentence-transformers' files cannot name.
+        InputError: a field that is missing or unknown.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, LOGIT_FIELDS, LOGIT_FIELDS[:1], reads=LOGITS)
+    return LogitScore(in_features, config["true_token_id"], config.get("false_token_id"), softcap)
+
+
+def write_head(directory: Path, head: Head, params: Params, output: str = SENTENCE) -> None:
+    """Writes a head's config and weights; a Normalize is an empty folder except for its config.
+
+    Args:
+        directory: the module's folder.
+        head: the head.
+        params: its parameters.
+        output: see `read_dense`.
+
+    Raises:
+        InputError: an activation or a norm that sentence-transformers' files cannot name.
     """
     if isinstance(head, LayerNorm):
+        if head.eps != LayerNorm.eps or not head.bias:
+            raise InputError(
+                "cannot save a LayerNorm head: sentence-transformers' has a bias and the eps "
+                f"{LayerNorm.eps}, this one eps {head.eps}, bias {head.bias}"
+            )
         write_json(directory / "config.json", {"dimension": head.dimension})
         _write(directory, {"norm.weight": params["scale"], "norm.bias": params["bias"]})
+        return
+    if isinstance(head, Dropout):
+        write_json(directory / "config.json", {"dropout": head.rate})
+        return
+    if isinstance(head, LogitScore):
+        config = {"true_token_id": head.true_token_id, "false_token_id": head.false_token_id}
+        write_json(directory / "config.json", config | {"module_input_name": LOGITS})
         return
     if not isinstance(head, Dense):
         write_json(directory / "config.json", {})
@@ -140,6 +185,8 @@ def write_head(directory: Path, head: Head, params: Params) -> None:
         "bias": head.bias,
         "activation_function": TORCH_ACTIVATIONS[head.activation],
     }
+    if output != SENTENCE:
+        config |= {"module_input_name": SENTENCE, "module_output_name": output}
     write_json(
         directory / "config.json", config | ({"use_residual": True} if head.residual else {})
     )
@@ -243,20 +290,33 @@ def _latent_tensors(params: Params) -> dict[str, Any]:
 # ---- both ----------------------------------------------------------------------------------------
 
 
-def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> dict[str, Any]:
+def _read_config(
+    path: Path,
+    fields: Iterable[str],
+    needed: Iterable[str],
+    *,
+    reads: str = SENTENCE,
+    gives: str = SENTENCE,
+) -> dict[str, Any]:
     """Reads a module's config.json, without its fields PLACES.
 
+    Args:
+        path: the file.
+        fields: those that may be there.
+        needed: those that must be there.
+        reads: the name of what the module must read.
+        gives: the name of what it must give.
+
     Raises:
-        InputError: a field is unknown or missing, or the module reads or writes anything but the
-            sentences' vectors.
+        InputError: a field is unknown or missing, or the module reads or gives anything else.
     """
     config = read_json(path, json_fields.MODULE)
-    for name in PLACES:
+    for name, expected in zip(PLACES, (reads, gives), strict=True):
         place = config.pop(name, None)
-        if place not in (None, SENTENCE):
-            raise InputError(
-                f"{path}: {name}: expected {SENTENCE!r}, after the pooling, found {place!r}"
-            )
+        default = SENTENCE if name == PLACES[1] else expected
+        if (place or default) != expected:
+            after = ", after the pooling" if expected == SENTENCE else ""
+            raise InputError(f"{path}: {name}: expected {expected!r}{after}, found {place!r}")
     for name, value in config.items():
         if name not in fields:
             raise InputError(f"{path}: {unknown('field', name, fields)}")

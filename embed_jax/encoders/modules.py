@@ -40,11 +40,15 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
 PACKAGE = "sentence_transformers."
 MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
-# Ours only: sentence-transformers cannot load it.
-TYPES = {LATENT: f"{LatentAttention.__module__}.{LATENT}"}
+LOGIT_SCORE = "LogitScore"  # of version 5.4 and later
+TYPES = {
+    # Ours only: sentence-transformers cannot load it.
+    LATENT: f"{LatentAttention.__module__}.{LATENT}",
+    LOGIT_SCORE: f"{PACKAGE}cross_encoder.modules.logit_score.{LOGIT_SCORE}",
+}
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
-KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS)
+KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS, LOGIT_SCORE)
 ROUTERS = ("Router", "Asym")
 
 
@@ -93,14 +97,16 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
 
 
 def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
-    """Checks that modules in this order make an encoder, or are only a Transformer.
+    """Checks that modules in this order make an encoder, or a cross-encoder.
 
     Raises:
         InputError: they do not.
     """
     kinds = [kind for kind, _ in folders]
     pooled = rf"(Transformer( ({'|'.join(TOKEN_HEADS)}))? Pooling|StaticEmbedding)"
-    if not re.fullmatch(rf"{pooled}( ({'|'.join(HEADS)}))*|Transformer", " ".join(kinds)):
+    if not re.fullmatch(
+        rf"{pooled}( ({'|'.join(HEADS)}))*|Transformer( {LOGIT_SCORE})?", " ".join(kinds)
+    ):
         raise InputError(
             f"{path}: found {', '.join(kinds)}; expected Transformer, Pooling "
             f"({' or '.join(TOKEN_HEADS)} before it) or StaticEmbedding, then {', '.join(HEADS)}"

@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules, router
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD
-from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
 from embed_jax.encoders.heads import Truncate
-from embed_jax.encoders.saved import SavedClassifier, SavedModel, SavedRoutes
+from embed_jax.encoders.saved import SavedModel, SavedRoutes
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
@@ -67,7 +65,7 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     directory = Path(directory)
     refuse_cross_encoder(directory)
     folders = modules.read_modules(directory)
-    settings = _read_optional(directory / SETTINGS, json_fields.SETTINGS)
+    settings = read_optional(directory / SETTINGS, json_fields.SETTINGS)
     plain = not (directory / "modules.json").is_file()
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
 
@@ -76,27 +74,29 @@ def model_type(directory: Path) -> str:
     """Returns the kind of a model, as the name of sentence-transformers' class (REGISTRY["model"]).
 
     A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
-    sequence classification model, else an embedding model.
+    sequence classification model or has a LogitScore, else an embedding model.
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
     """
     directory = Path(directory)
-    name = _read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
+    name = read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
     if name:
         if name not in REGISTRY["model"]:  # not `lookup`, with which a file could name a function
             message = unknown("kind of model", name, REGISTRY["model"])
             raise InputError(f"{directory / SETTINGS}: model_type: {message}")
         return name
-    config = {}
-    if not (directory / "modules.json").is_file():
-        config = _read_optional(directory / "config.json", json_fields.CONFIG)
-    classifies = _architecture(config).endswith("ForSequenceClassification")
-    return "CrossEncoder" if classifies else "SentenceTransformer"
+    path = directory / "modules.json"
+    if path.is_file():
+        scores = any(kind == modules.LOGIT_SCORE for kind, _ in modules.read_entries(path))
+    else:
+        config = read_optional(directory / "config.json", json_fields.CONFIG)
+        scores = first_architecture(config).endswith("ForSequenceClassification")
+    return "CrossEncoder" if scores else "SentenceTransformer"
 
 
 def is_cross_encoder(directory: Path) -> bool:
-    """Tells whether a directory holds a sequence classification model, not an embedding model."""
+    """Tells whether a directory holds a model that scores pairs, not an embedding model."""
     return model_type(directory) == "CrossEncoder"
 
 
@@ -119,7 +119,7 @@ def read_routes(directory: Path) -> SavedRoutes | None:
     if routes is None:
         return None
     settings, once = (
-        _read_optional(directory / SETTINGS, json_fields.SETTINGS),
+        read_optional(directory / SETTINGS, json_fields.SETTINGS),
         functools.cache(_call_reader),
     )
     models = {
@@ -148,8 +148,8 @@ def _read(
         )
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
-    read = call(_read_first, first, static, plain, below)
-    others, params_of_others, include_prompt = _read_others(directory, folders[1:], call)
+    read = call(read_first, first, static, plain, below)
+    others, params_of_others, include_prompt = read_heads(directory, folders[1:], call)
     if plain and _is_language_model(read.config):
         others["pooling"] = "last_token"
     others["heads"] += _truncate(settings, directory)
@@ -162,14 +162,14 @@ def _read(
         )
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = (
-        {} if static else _read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
+        {} if static else read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
     )
     return SavedModel(
         spec=EncoderSpec(read.backbone, **others, lora=read.lora),
         params={**read.params, **params_of_others},
-        max_length=_max_length(read.texts, limits, read.backbone.max_length),
+        max_length=shortest_limit(read.texts, limits, read.backbone.max_length),
         settings=EncodingSettings(
-            prompts=_prompts(settings),
+            prompts=named_prompts(settings),
             default_prompt_name=_default_prompt_name(settings, directory),
             include_prompt=include_prompt,
             similarity=_similarity(settings, directory),
@@ -185,7 +185,7 @@ def _read(
         origin=""
         if static
         else str(
-            _read_optional(first / "config.json", json_fields.CONFIG).get("_name_or_path") or ""
+            read_optional(first / "config.json", json_fields.CONFIG).get("_name_or_path") or ""
         ),
         plain=plain,
         pooler=read.pooler,
@@ -193,7 +193,7 @@ def _read(
 
 
 @dataclasses.dataclass(frozen=True)
-class _FirstModule:
+class FirstModule:
     """The content of the first module's files: the backbone, its settings, and any adapter."""
 
     backbone: Any
@@ -206,15 +206,35 @@ class _FirstModule:
     pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _FirstModule:
+def read_first(
+    first: Path,
+    static: bool,
+    plain: bool,
+    put: Put | None,
+    task: str = "feature-extraction",
+    pairs: bool = False,
+) -> FirstModule:
+    """Reads the first module: the backbone, and an adapter of it.
+
+    Args:
+        first: the module's directory.
+        static: whether it is a StaticEmbedding, not a Transformer.
+        plain: whether there are transformers' files only.
+        put: see `params_from_tensors`.
+        task: see `read_text_config`.
+        pairs: see `read_text_config`.
+
+    Raises:
+        InputError: see `read_model`.
+    """
     if static:
         from embed_jax.encoders.static import read_static
 
         backbone, params = read_static(first, put)
-        return _FirstModule(
+        return FirstModule(
             backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None
         )
-    texts = TextConfig() if plain else read_text_config(first)
+    texts = TextConfig() if plain else read_text_config(first, task, pairs=pairs)
     base, transformer = find_base(first) if is_adapter(first) else (base_name(first), first)
     backbone, family, config = read_backbone(transformer, texts.changes)
     tensors = open_tensors(transformer)
@@ -232,7 +252,7 @@ def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _Fir
         for short in [name.removeprefix(next(filter(name.startswith, family.prefixes), ""))]
         if short.startswith("pooler.")
     }
-    return _FirstModule(backbone, params, texts, base, transformer, config, lora, pooler)
+    return FirstModule(backbone, params, texts, base, transformer, config, lora, pooler)
 
 
 def sharding_rules(directory: Path) -> Rules:
@@ -250,56 +270,23 @@ def sharding_rules(directory: Path) -> Rules:
     return tuple((f"backbone/{path}", axes) for path, axes in family.sharding)
 
 
-def read_classifier(directory: Path) -> SavedClassifier:
-    """Reads a sentence-transformers CrossEncoder, or transformers' *ForSequenceClassification.
-
-    Raises:
-        InputError: see `read_model`; or there are no weights of a classifier, or the activation is
-            not supported.
-    """
-    directory = Path(directory)
-    folders = modules.read_modules(directory)
-    if len(folders) > 1:
-        kinds = ", ".join(kind for kind, _ in folders)
-        raise InputError(
-            f"{directory / 'modules.json'}: found {kinds}; a cross-encoder is a Transformer only"
-        )
-    transformer = directory / folders[0][1]
-    backbone, _, config = read_backbone(transformer)
-    family = classifier_family(backbone.family)
-    spec = classifier_spec(backbone, config)
-    tensors = open_tensors(transformer)
-    out = f"{family.tensors['classifier/out']}.weight"
-    if out not in tensors:
-        raise InputError(
-            f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
-            f"classification model such as {family.architecture}"
-        )
-    shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))
-    shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
-    backbone_params = params_from_tensors(family, shapes, tensors, transformer)
-    head_params = backbone_params.pop("classifier")
-    settings = _read_optional(directory / SETTINGS, json_fields.SETTINGS)
-    texts = read_text_config(transformer, "sequence-classification")
-    return SavedClassifier(
-        spec=spec,
-        params={"backbone": backbone_params, "classifier": head_params},
-        max_length=_max_length(
-            texts,
-            _read_optional(transformer / "tokenizer_config.json", json_fields.TOKENIZER),
-            backbone.max_length,
-        ),
-        activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
-        prompt=_prompts(settings).get(settings.get("default_prompt_name") or "", ""),
-        lower_case=texts.lower_case,
-        tokenizer_directory=transformer,
-    )
-
-
-def _read_others(
-    directory: Path, folders: Sequence[tuple[str, str]], call: Callable
+def read_heads(
+    directory: Path,
+    folders: Sequence[tuple[str, str]],
+    call: Callable = _call_reader,
+    readers: Mapping[str, Callable] = READ_HEAD,
 ) -> tuple[dict[str, Any], Params, bool]:
-    """Reads the modules after the backbone: fields of EncoderSpec, parameters, `include_prompt`."""
+    """Reads the modules after the backbone.
+
+    Args:
+        directory: the model's directory.
+        folders: class name and folder of each module.
+        call: see `_read`.
+        readers: the function that reads each kind of head; others are left out.
+
+    Returns:
+        Fields of EncoderSpec, parameters, and `EncodingSettings.include_prompt`.
+    """
     spec: dict[str, Any] = {"pooling": "mean", "heads": (), "token_head": None}
     include_prompt = True
     params: Params = {"heads": {}}
@@ -309,14 +296,15 @@ def _read_others(
             spec["pooling"], include_prompt = modules.read_pooling(place / "config.json")
         elif kind in READ_TOKEN_HEAD:
             spec["token_head"], params[TOKEN_HEAD] = call(READ_TOKEN_HEAD[kind], place)
-        elif kind in READ_HEAD:
-            head, head_params = call(READ_HEAD[kind], place)
+        elif kind in readers:
+            head, head_params = call(readers[kind], place)
             params["heads"] |= {str(len(spec["heads"])): head_params} if head_params else {}
             spec["heads"] += (head,)
     return spec, params, include_prompt
 
 
-def _read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
+def read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Reads a JSON file's object; {} if there is no such file."""
     return read_json(path, kinds) if path.is_file() else {}
 
 
@@ -325,28 +313,29 @@ def _is_language_model(config: Mapping[str, Any]) -> bool:
 
     A field is_causal that is false says so: each token then sees all others.
     """
-    return _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
+    return first_architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def first_architecture(config: Mapping[str, Any]) -> str:
     """Returns the class that config.json names first, or ""."""
     return next(iter(config.get("architectures") or []), "")
 
 
-def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
+def named_prompts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the prompts of a config_sentence_transformers.json, null ones as ""."""
     return {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
 
 
 def _default_prompt_name(settings: Mapping[str, Any], directory: Path) -> str | None:
     name, known = (
         settings.get("default_prompt_name"),
-        {"query": "", "document": "", **_prompts(settings)},
+        {"query": "", "document": "", **named_prompts(settings)},
     )
     if name is not None and name not in known:
         raise InputError(
             f"{directory / SETTINGS}: default_prompt_name: {unknown('prompt', name, known)}"
         )
-    return name if name in _prompts(settings) else None
+    return name if name in named_prompts(settings) else None
 
 
 def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
@@ -378,5 +367,12 @@ def _truncate(settings: Mapping[str, Any], directory: Path) -> tuple[Truncate, .
     return () if size is None else (Truncate(size),)
 
 
-def _max_length(texts: TextConfig, tokenizer: Mapping[str, Any], positions: int) -> int:
+def shortest_limit(texts: TextConfig, tokenizer: Mapping[str, Any], positions: int) -> int:
+    """Returns the tokens after which a text is cut.
+
+    Args:
+        texts: the Transformer's settings of texts.
+        tokenizer: the content of tokenizer_config.json.
+        positions: the most tokens that the backbone takes.
+    """
     return int(min(texts.max_length or tokenizer.get("model_max_length") or positions, positions))

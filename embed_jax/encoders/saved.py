@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from embed_jax.encoders.classifier import ClassifierSpec
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
+from embed_jax.encoders.text_config import ChatFormat
 from embed_jax.types import Params
 
 
@@ -68,19 +68,25 @@ class SavedClassifier:
     """A cross-encoder or another classification model, which was read from a directory.
 
     Attributes:
-        spec: the classifier's architecture.
-        params: tree for `build_classifier(spec)`; dtypes as in SavedModel.
+        spec: the architecture of the encoder whose last head gives logits.
+        params: tree for `build_encoder(spec)`; dtypes as in SavedModel.
         max_length: tokens, special ones included, after which a pair is cut.
         activation: the function from logits to scores, "sigmoid" or "identity".
         prompt: text put before the first text of each pair.
         lower_case: see EncodingSettings.
         tokenizer_directory: see SavedModel.
+        chat: how pairs are put into the tokenizer's chat template, if it has one; None: they are
+            not.
+        output_layer: a language model's output layer [V, D], of which a LogitScore has a few rows,
+            for `write_classifier`; None: it is the table of token embeddings, or not needed.
     """
 
-    spec: ClassifierSpec
+    spec: EncoderSpec
     params: Params
     max_length: int
     activation: str
     prompt: str
     lower_case: bool
     tokenizer_directory: Path
+    chat: ChatFormat | None = None
+    output_layer: np.ndarray | None = None

@@ -51,10 +51,11 @@ WITHOUT_EFFECT = {  # on what is computed in float32
 TASKS = {  # of version 6: what the model's forward gives, and what the module makes it
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
+    "text-generation": ("logits", "causal_logits"),
 }
+FORMATS = ("flat", "structured")  # of a message: see ChatFormat
 # Fields of multi-vector models and of inputs other than plain texts; null or empty if not used.
 UNSUPPORTED = (
-    "processing_kwargs",
     "query_length",
     "document_length",
     "query_expansion",
@@ -67,12 +68,27 @@ FIELDS = (
     "modality_config",
     "module_output_name",
     "unpad_inputs",
+    "processing_kwargs",
     CONFIG,
     MODEL,
     PROCESSOR,
     *OLDER,
     *UNSUPPORTED,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatFormat:
+    """The form in which the tokenizer's chat template gets a pair of texts.
+
+    Attributes:
+        structured: whether a message's content is a list of parts, not a string; None: whichever
+            of the two the template takes.
+        options: variables of the template, such as {"add_generation_prompt": True}.
+    """
+
+    structured: bool | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +99,24 @@ class TextConfig:
         max_length: tokens after which a text is cut; 0: not set.
         lower_case: whether texts are put into lower case.
         changes: values that replace those of config.json, by field.
+        chat: for pairs that are put into the tokenizer's chat template; None: they are not.
     """
 
     max_length: int = 0
     lower_case: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chat: ChatFormat | None = None
 
 
-def read_text_config(directory: Path, task: str = "feature-extraction") -> TextConfig:
+def read_text_config(
+    directory: Path, task: str = "feature-extraction", *, pairs: bool = False
+) -> TextConfig:
     """Reads a Transformer's settings of texts; the defaults if it has no such file.
 
     Args:
         directory: the Transformer's directory.
         task: the purpose of the Transformer, one of TASKS.
+        pairs: whether it reads pairs of texts, which may be put into a chat template.
 
     Raises:
         InputError: a field that is unknown or has a value that is not supported.
@@ -109,7 +130,7 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
             raise InputError(f"{path}: {unknown('field', name, FIELDS)}")
         if name in UNSUPPORTED and value:
             raise InputError(f"{path}: {name}: expected none, found {value!r}")
-    _check_task(path, config, task)
+    chat = _check_task(path, config, task, pairs)
     groups = {
         OLDER.get(name, name): dict(config[name] or {})
         for name in (*OLDER, CONFIG, MODEL, PROCESSOR)
@@ -128,32 +149,51 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
             raise InputError(
                 f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}"
             )
-    return TextConfig(length or 0, bool(config.get("do_lower_case")), groups.get(CONFIG, {}))
+    return TextConfig(length or 0, bool(config.get("do_lower_case")), groups.get(CONFIG, {}), chat)
 
 
-def write_text_config(directory: Path, config: TextConfig) -> None:
-    """Writes the file in a form that all versions from 3 on read."""
+def write_text_config(directory: Path, config: TextConfig, task: str = "") -> None:
+    """Writes the file.
+
+    Args:
+        directory: the Transformer's directory.
+        config: the settings.
+        task: the purpose of the Transformer, one of TASKS, which versions from 6 on need to be told
+            for pairs of texts; "": the file is in a form that all versions from 3 on read.
+    """
     fields = {"max_seq_length": config.max_length, "do_lower_case": config.lower_case}
-    write_json(
-        directory / FILES[0], fields | ({CONFIG: dict(config.changes)} if config.changes else {})
-    )
+    fields |= {CONFIG: dict(config.changes)} if config.changes else {}
+    if task:
+        output, name = TASKS[task]
+        forward = {"method": "forward", "method_output_name": output}
+        modalities = {"text": forward}
+        if config.chat is not None:
+            modalities["message"] = forward | {"format": FORMATS[bool(config.chat.structured)]}
+            if config.chat.options:
+                fields["processing_kwargs"] = {"chat_template": dict(config.chat.options)}
+        fields |= {"transformer_task": task, "modality_config": modalities}
+        fields |= {"module_output_name": name}
+    write_json(directory / FILES[0], fields)
 
 
-def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
-    """Checks that the Transformer reads plain texts and gives the output of the task.
+def _check_task(path: Path, config: Mapping[str, Any], task: str, pairs: bool) -> ChatFormat | None:
+    """Checks that the Transformer gives the output of the task, and returns the form of pairs.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or it reads anything but plain texts, or pairs in a chat template.
     """
     output, name = TASKS[task]
     for field, expected in (("transformer_task", task), ("module_output_name", name)):
         value = config.get(field)
         if value not in (None, expected):
             raise InputError(f"{path}: {field}: expected {expected!r}, found {value!r}")
-    modalities = config.get("modality_config")
+    modalities, options = config.get("modality_config"), config.get("processing_kwargs") or {}
+    if options and (not pairs or options.keys() != {"chat_template"}):
+        accepted = "chat_template" if pairs else "none"
+        raise InputError(f"{path}: processing_kwargs: expected {accepted}, found {options!r}")
     if modalities is None:
-        return
-    if "message" in modalities:
+        return None
+    if "message" in modalities and not pairs:
         raise InputError(
             f"{path}: modality_config: message: texts in a chat template are not supported; "
             "accepted: text"
@@ -164,3 +204,11 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
     )
     if text != expected_text:
         raise InputError(f"{path}: modality_config: text: expected {expected_text}, found {text!r}")
+    if "message" not in modalities:
+        return None
+    form = modalities["message"].get("format", "auto")
+    if form not in (*FORMATS, "auto"):
+        message = unknown("format", form, FORMATS)
+        raise InputError(f"{path}: modality_config: message: {message}")
+    chat = options.get("chat_template") or {}
+    return ChatFormat(None if form == "auto" else form == FORMATS[True], chat)

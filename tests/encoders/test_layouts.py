@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize, Truncate
-from embed_jax.encoders.read import read_classifier, read_model
+from embed_jax.encoders.read import read_model
+from embed_jax.encoders.read_classifier import read_classifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.write import write_model
@@ -571,8 +572,8 @@ def refused(directory, message, read=read_model):
 
 
 ACCEPTED = (
-    "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Pooling, StaticEmbedding, "
-    "Transformer, Weight"
+    "known: Dense, Dropout, LatentAttention, LayerNorm, LogitScore, Normalize, Pooling, "
+    "StaticEmbedding, Transformer, Weight"
 )
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import embed_jax
 from embed_jax.encoders.bert import BertConfig
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import EncoderSpec, known_shapes, random_spec
@@ -229,8 +229,8 @@ def test_bfloat16_parameters_compute_as_their_float32_values(name, torch_models,
 
 
 def test_a_classifier_in_bfloat16(packed):
-    classifier = build_classifier(
-        ClassifierSpec(random_spec("tiny", vocab_size=60).backbone, num_labels=2)
+    classifier = build_encoder(
+        make_classifier(random_spec("tiny", vocab_size=60).backbone, num_labels=2)
     )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(classifier.init, jax.random.key(0))

@@ -14,7 +14,8 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment, to_json
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dense, Normalize, Truncate
 from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.read import read_model
@@ -392,8 +393,8 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
     from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 
     plain = made()
-    spec = ClassifierSpec(plain.spec.backbone)
-    params = larger(build_classifier(spec).init(jax.random.key(0)))
+    spec = make_classifier(plain.spec.backbone)
+    params = larger(build_encoder(spec).init(jax.random.key(0)))
     model = CrossEncoder(spec, params, plain.tokenizer, prompt="find ")
     model.save(tmp_path / "saved")
     out = exported("--model", tmp_path / "saved")
