@@ -207,7 +207,7 @@ def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> EncoderSpe
     )
     if not isinstance(number, int) or number < 1:
         raise InputError(f"config.json: num_labels: expected a number from 1, found {number!r}")
-    values = {}
+    values: dict[str, Any] = {}
     for option, fields in form.fields.items():
         stored = [config[field] for field in fields if config.get(field) is not None]
         values |= {option: stored[0]} if stored else {}
@@ -236,7 +236,8 @@ def classifier_config(spec: EncoderSpec) -> dict[str, Any]:
     """
     form, family = _form(spec.backbone.family), lookup("backbone", spec.backbone.family)
     options = {name: value for name, value in _options(spec).items() if name in form.fields}
-    labels = {str(number): f"LABEL_{number}" for number in range(spec.heads[-1].out_features)}
+    last = spec.heads[-1]
+    labels = {str(number): f"LABEL_{number}" for number in range(last.dim(0))}
     return {form.fields[name][0]: value for name, value in options.items()} | {
         "architectures": [form.architecture],
         "model_type": spec.backbone.family,

@@ -169,8 +169,8 @@ def write_head(directory: Path, head: Head, params: Params, output: str = SENTEN
         write_json(directory / "config.json", {"dropout": head.rate})
         return
     if isinstance(head, LogitScore):
-        config = {"true_token_id": head.true_token_id, "false_token_id": head.false_token_id}
-        write_json(directory / "config.json", config | {"module_input_name": LOGITS})
+        tokens = {"true_token_id": head.true_token_id, "false_token_id": head.false_token_id}
+        write_json(directory / "config.json", {**tokens, "module_input_name": LOGITS})
         return
     if not isinstance(head, Dense):
         write_json(directory / "config.json", {})

@@ -28,7 +28,7 @@ from embed_jax.types import Params, Put, Rules, param_dtype
 
 SETTINGS = "config_sentence_transformers.json"
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-READ_HEAD = {
+READ_HEAD: Mapping[str, Callable[..., Any]] = {
     "Dense": module_files.read_dense,
     "LayerNorm": module_files.read_layer_norm,
     "Normalize": module_files.read_normalize,
@@ -274,7 +274,7 @@ def read_heads(
     directory: Path,
     folders: Sequence[tuple[str, str]],
     call: Callable = _call_reader,
-    readers: Mapping[str, Callable] = READ_HEAD,
+    readers: Mapping[str, Callable[..., Any]] = READ_HEAD,
 ) -> tuple[dict[str, Any], Params, bool]:
     """Reads the modules after the backbone.
 

@@ -14,6 +14,7 @@ from embed_jax.encoders import json_fields, module_files, modules
 from embed_jax.encoders.base import is_adapter, read_backbone
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import LOGIT_SOFTCAPS, classifier_family, classifier_spec
+from embed_jax.encoders.decoder import DecoderConfig
 from embed_jax.encoders.heads import LogitScore
 from embed_jax.encoders.read import (
     READ_HEAD,
@@ -46,6 +47,12 @@ class _Scorer:
     config: Mapping[str, Any]
     output_layer: np.ndarray | None = None
 
+    @property
+    def positions(self) -> int:
+        """The most tokens that the backbone takes."""
+        backbone: Any = self.spec.backbone
+        return backbone.max_length
+
 
 def read_classifier(directory: Path) -> SavedClassifier:
     """Reads a model that scores pairs of texts, from one of these layouts.
@@ -75,9 +82,9 @@ def read_classifier(directory: Path) -> SavedClassifier:
     return SavedClassifier(
         spec=scorer.spec,
         params=scorer.params,
-        max_length=shortest_limit(scorer.texts, tokenizer, scorer.spec.backbone.max_length),
+        max_length=shortest_limit(scorer.texts, tokenizer, scorer.positions),
         activation=modules.read_score_activation(directory, settings, scorer.config, labels),
-        prompt=named_prompts(settings).get(settings.get("default_prompt_name"), ""),
+        prompt=named_prompts(settings).get(settings.get("default_prompt_name") or "", ""),
         lower_case=scorer.texts.lower_case,
         tokenizer_directory=first,
         chat=ChatFormat() if plain else scorer.texts.chat,
@@ -118,15 +125,15 @@ def _read_language_model(transformer: Path, folder: Path | None) -> _Scorer:
     """
     read = read_first(transformer, False, folder is None, None, "text-generation", pairs=True)
     backbone = read.backbone
-    if not hasattr(backbone, "tied"):
+    if not isinstance(backbone, DecoderConfig):
         raise InputError(
             f"{transformer / 'config.json'}: model_type {backbone.family!r}: expected a language "
             "model, of whose tokens the logits are"
         )
     softcap = read.config.get("final_logit_softcapping", LOGIT_SOFTCAPS.get(backbone.family))
     if folder is None:
-        ids = (_token_id(transformer, token) for token in (TRUE_TOKEN, FALSE_TOKEN))
-        head = LogitScore(backbone.hidden_size, *ids, softcap or 0.0)
+        true, false = (_token_id(transformer, token) for token in (TRUE_TOKEN, FALSE_TOKEN))
+        head = LogitScore(backbone.hidden_size, true, false, softcap or 0.0)
     else:
         head = module_files.read_logit_score(folder, backbone.hidden_size, softcap or 0.0)
     if max(head.token_ids) >= backbone.vocab_size:
@@ -161,7 +168,7 @@ def _read_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> _Score
             f"gives {module_files.SCORES!r}"
         )
     read = read_first(directory / folders[0][1], False, False, None, pairs=True)
-    readers = READ_HEAD | {"Dropout": module_files.read_dropout}
+    readers = {**READ_HEAD, "Dropout": module_files.read_dropout}
     fields, params, _ = read_heads(directory, others[1:], readers=readers)
     last, last_params = module_files.read_dense(directory / folder, module_files.SCORES)
     params["heads"][str(len(fields["heads"]))] = last_params

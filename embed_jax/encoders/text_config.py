@@ -161,7 +161,10 @@ def write_text_config(directory: Path, config: TextConfig, task: str = "") -> No
         task: the purpose of the Transformer, one of TASKS, which versions from 6 on need to be told
             for pairs of texts; "": the file is in a form that all versions from 3 on read.
     """
-    fields = {"max_seq_length": config.max_length, "do_lower_case": config.lower_case}
+    fields: dict[str, Any] = {
+        "max_seq_length": config.max_length,
+        "do_lower_case": config.lower_case,
+    }
     fields |= {CONFIG: dict(config.changes)} if config.changes else {}
     if task:
         output, name = TASKS[task]

@@ -19,6 +19,7 @@ from embed_jax.encoders.classifier import (
     full_name,
     has_form,
 )
+from embed_jax.encoders.decoder import DecoderConfig
 from embed_jax.encoders.heads import Dense, LogitScore
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.settings import EncodingSettings
@@ -89,7 +90,7 @@ def write_classifier(
             tokenizer.save(temporary)
         elif isinstance(last, LogitScore) and len(spec.heads) == 1:
             task, folders = "text-generation", [("Transformer", ""), ("LogitScore", "1_LogitScore")]
-            config, tensors = _language_model_files(spec, params, output_layer)
+            config, tensors = _language_model_files(spec, last, params, output_layer)
             _write_transformer(temporary, config, tensors, shard_bytes)
             tokenizer.save(temporary)
             module_files.write_head(temporary / folders[1][1], last, {})
@@ -139,7 +140,7 @@ def _classifier_files(
 
 
 def _language_model_files(
-    spec: EncoderSpec, params: Params, output_layer: np.ndarray | None
+    spec: EncoderSpec, head: LogitScore, params: Params, output_layer: np.ndarray | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns config.json and the tensors of transformers' language model.
 
@@ -147,7 +148,9 @@ def _language_model_files(
     the table of token embeddings as long as these rows are those of the table.
     """
     backbone, family = spec.backbone, lookup("backbone", spec.backbone.family)
-    head, rows = spec.heads[-1], np.asarray(jax.device_get(params["heads"]["0"]["rows"]))
+    if not isinstance(backbone, DecoderConfig):
+        raise InputError(f"a {backbone.family} encoder is not a language model with a LogitScore")
+    rows = np.asarray(jax.device_get(params["heads"]["0"]["rows"]))
     tensors = tensors_from_params(family, params["backbone"])
     table = np.asarray(jax.device_get(params["backbone"]["embeddings"]["token"]))
     tied = backbone.tied and np.array_equal(table[list(head.token_ids)], rows)
