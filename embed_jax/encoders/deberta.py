@@ -136,7 +136,7 @@ class Deberta(Stack):
             distances = LayerNorm(config.layer_norm_eps, self.dtype, name="distances_norm")(
                 distances
             )
-        # Short rows reach few distances: the layers need not project the others.
+        # Short rows reach few distances: the layers project no others.
         start, stop, rows = find_distance_rows(
             table_rows,
             config.max_distance,

@@ -106,7 +106,7 @@ def shift_rows(x: Float[Array, "*B T 2*T"]) -> Float[Array, "*B T T"]:
     if isinstance(slots, int):
         shorter = flat[..., slots:].reshape(*x.shape[:-1], 2 * slots - 1)
         return shorter[..., :slots]
-    # In a graph for any length, as of an ONNX file, slices have known sizes only.
+    # In the graph of an ONNX file, which is for any length, slices have known sizes only.
     index = jnp.arange(slots)
     index = 2 * slots * index[:, None] + slots + index - index[:, None]
     return flat.at[..., index].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -38,6 +38,7 @@ _ROBERTA = _names("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 # By config.json's model_type: our path -> Hugging Face's tensor.
 NAMES: dict[str, Mapping[str, str]] = {
     "bert": _BERT,
+    "deberta-v2": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "mpnet": _ROBERTA,

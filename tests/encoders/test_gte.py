@@ -192,8 +192,8 @@ def test_equals_the_published_architecture(name, ids, packed, states, tmp_path):
         return jnp.sum(jnp.where(real, hidden * jnp.asarray(weight)[tokens.position], 0.0)), hidden
 
     (_, hidden), result = run(saved.params["backbone"], packed)
-    for ours, theirs in zip(states(hidden, packed), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+    for ours, states_in_torch in zip(states(hidden, packed), expected, strict=True):
+        np.testing.assert_allclose(ours, states_in_torch.detach().numpy(), atol=1e-4)
     # The bias of keys has no influence on attention: its gradient is rounding, and wants an
     # absolute bound.
     jax.tree.map(

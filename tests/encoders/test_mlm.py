@@ -83,13 +83,14 @@ HEADS = {
     "bert": "Bert",
     "roberta": "Roberta",
     "electra": "Electra",
+    "deberta-v2": "DebertaV2",
     "mpnet": "MPNet",
     "distilbert": "DistilBert",
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet", "distilbert")]
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "electra", *SLOW])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "deberta-v2", *SLOW])
 def test_logits_equal_transformers(name, unpacked, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     settings = {
@@ -102,6 +103,8 @@ def test_logits_equal_transformers(name, unpacked, tmp_path):
         settings = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
     settings |= {"vocab_size": VOCAB, "max_position_embeddings": 34}
     settings |= {"embedding_size": 16} if name == "electra" else {}
+    if name == "deberta-v2":
+        settings |= {"relative_attention": True, "pos_att_type": "c2p|p2c"}
     settings |= {"pad_token_id": 1} if name in ("roberta", "mpnet") else {}
     torch.manual_seed(0)
     config = getattr(transformers, f"{HEADS[name]}Config")(**settings)
