@@ -21,12 +21,12 @@ from embed_jax.data.synthesize import (
     AnswerCache,
     Passage,
     answer_key,
+    find_template,
     make_prompt,
     parse_answer,
     read_cached_answers,
     read_passages,
     synthetic_records,
-    template,
 )
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, ChatEndpoint
@@ -209,7 +209,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 def check_generate(args: argparse.Namespace) -> str | None:
     """Returns a message about options that cannot be used, or None; sets `settings`."""
-    template(args.task)
+    find_template(args.task)
     for name, least in (
         ("queries_per_passage", 1),
         ("max_tokens", 1),
@@ -306,7 +306,7 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.llm,
         "interface": args.interface,
         "task": args.task,
-        "template": template(args.task).version,
+        "template": find_template(args.task).version,
         "language": args.language,
         "temperature": args.settings.get("temperature"),
     }
