@@ -510,7 +510,7 @@ def names(config, route="doc"):
         ),
         (
             lambda c: c["types"].update({names(c): OLD + "Pooling"}),
-            "found Transformer, Pooling, Pooling, Norm.*; wanted",
+            "found Transformer, Pooling, Pooling, Norm.*; expected",
         ),
         (lambda c: c["types"].pop(names(c)), 'expected "types" of modules, a "structure"'),
         (lambda c: c.update(structure={}), 'expected "types" of modules, a "structure"'),
