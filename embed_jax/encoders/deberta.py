@@ -254,7 +254,7 @@ FIELDS = {  # our field -> config.json's
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-DEFAULTS = {  # the values of absent fields
+DEFAULTS: dict[str, Any] = {  # the values of absent fields
     "position_biased_input": True,
     "relative_attention": False,
     "pos_att_type": [],

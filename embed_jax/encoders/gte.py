@@ -42,7 +42,7 @@ SHAPES = {  # for runs without weights
 
 # ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
-DEFAULTS = {  # the values of absent fields
+DEFAULTS: dict[str, Any] = {  # the values of absent fields
     "type_vocab_size": 1,
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
@@ -98,7 +98,7 @@ def write_config(config: NomicConfig) -> dict[str, Any]:
     }
 
 
-TENSORS = {
+TENSORS: dict[str, str | Part] = {
     "embeddings/token": "embeddings.word_embeddings",
     "embeddings/token_type": "embeddings.token_type_embeddings",
     "embeddings/norm": "embeddings.LayerNorm",

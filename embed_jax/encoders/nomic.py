@@ -214,7 +214,7 @@ PUBLISHED_FIELDS = {  # our field -> that of the models as first published, afte
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-PUBLISHED_DEFAULTS = {  # the values of absent fields
+PUBLISHED_DEFAULTS: dict[str, Any] = {  # the values of absent fields
     "activation_function": "gelu_new",
     "qkv_proj_bias": True,
     "mlp_fc1_bias": True,

@@ -130,6 +130,7 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
 
 def _ntk(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
     """Returns the number by which each frequency is divided: a little more than 1 to factor."""
+    assert rope.factor is not None, "`ntk` requires it"
     number = np.arange(1, size // 2 + 1)
     share = (2 * number / size) ** (1.0 if rope.mixed_b is None else rope.mixed_b)
     return rope.factor**share
