@@ -278,7 +278,7 @@ class CrossEncoder(PicklesByParts):
 
 
 def load_cross_encoder(
-    name: str, *, max_length: int = 0, compute_dtype: str = "float32"
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> CrossEncoder:
     """Loads a cross-encoder.
 
@@ -293,7 +293,7 @@ def load_cross_encoder(
             score pairs, its vocabulary is larger than its table, or `max_length` is more
             than the model has positions for.
     """
-    saved = read_classifier(resolve(name))
+    saved = read_classifier(resolve(str(name)))
     length = max_length or saved.max_length
     check_length(length, saved.spec.backbone)
     tokenizer = load_tokenizer(saved.tokenizer_directory, length, lower_case=saved.lower_case)

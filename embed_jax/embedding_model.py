@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 
 @runtime_checkable
-@runtime_checkable
 class EmbeddingModel(Protocol):
     """A model that embeds texts, of any kind: what commands and evaluations use of it.
 

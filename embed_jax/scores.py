@@ -27,8 +27,9 @@ from embed_jax.vectors import dot_matrix, normalize
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK = 2**24  # numbers of a temporary array
 
-Vectors = Num[np.ndarray, "N D"] | Num[np.ndarray, " D"]
-Others = Num[np.ndarray, "M D"] | Num[np.ndarray, " D"]
+Numbers = Sequence[float] | Sequence[Sequence[float]]
+Vectors = Num[AnyArray, "N D"] | Num[AnyArray, " D"] | Numbers
+Others = Num[AnyArray, "M D"] | Num[AnyArray, " D"] | Numbers
 
 
 def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
@@ -256,7 +257,7 @@ def join_columns(trees: Sequence[Any]) -> Any:
     Shorter axes are filled up with zeros and False.
     """
 
-    def joined(*leaves: Array) -> Array:
+    def joined(*leaves: AnyArray) -> AnyArray:
         shape = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
         missing = [
             [(0, 0), *((0, size - own) for size, own in zip(shape, leaf.shape[1:], strict=True))]

@@ -19,10 +19,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
 
 
 def _check(function):
@@ -39,7 +39,7 @@ def _check(function):
 sys.modules["embed_jax_tests_checker"] = types.ModuleType("embed_jax_tests_checker")
 sys.modules["embed_jax_tests_checker"].check = _check
 if os.environ.get("EMBED_JAX_CHECK_TYPES") == "1":
-    install_import_hook("embed_jax", "embed_jax_tests_checker.check")
+    jaxtyping.install_import_hook("embed_jax", "embed_jax_tests_checker.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -83,6 +83,17 @@ def pytest_collection_modifyitems(config, items):
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(request):
+    """Switches the check of signatures off for tests marked `unchecked`."""
+    if request.node.get_closest_marker("unchecked"):
+        jaxtyping.config.update("jaxtyping_disable", True)
+        yield
+        jaxtyping.config.update("jaxtyping_disable", False)
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

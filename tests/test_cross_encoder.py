@@ -319,6 +319,7 @@ def test_types_are_packed_with_their_tokens():
         ),
     ],
 )
+@pytest.mark.unchecked
 def test_what_cannot_be_scored_is_said_in_one_line(model, queries, passages, arguments, message):
     with pytest.raises(InputError) as caught:
         model.score(queries, passages, **arguments)

@@ -126,6 +126,7 @@ def test_near_vectors_keep_their_distance():
         ),
     ],
 )
+@pytest.mark.unchecked
 def test_what_cannot_be_compared_is_said_in_one_line(a, b, name, message):
     with pytest.raises(InputError, match=message):
         similarity_matrix(np.zeros(a), np.zeros(b), name)

@@ -271,6 +271,7 @@ RULES = [
 ]
 
 
+@pytest.mark.unchecked
 def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
     """Compares names of routes, defaults and rules; our "document" accepts more names."""
     torch = pytest.importorskip("torch")
@@ -541,6 +542,7 @@ def names(config, route="doc"):
         ),
     ],
 )
+@pytest.mark.unchecked
 def test_routes_that_are_refused(edit, message, asym):
     refused(asym(edit), message)
 

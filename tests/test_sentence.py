@@ -165,6 +165,7 @@ def test_one_warning_counts_the_texts_that_were_cut(model, monkeypatch):
         (["\ud800"], {}, "a text is not valid Unicode"),
     ],
 )
+@pytest.mark.unchecked
 def test_what_cannot_be_encoded_is_said_in_one_line(model, texts, arguments, message):
     prompted = SentenceEncoder(
         model.spec, model.params, model.tokenizer, EncodingSettings({"query": "find : "})

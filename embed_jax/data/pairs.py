@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from embed_jax.errors import InputError
+from embed_jax.types import Record
 
 # Names of the two sides of a pair; the first that a data set has are used.
 PAIR_NAMES = (
@@ -132,7 +133,7 @@ def join_title(title: str | None, text: str) -> str:
     return TitledText(joined, text) if title and title.strip() and text.strip() else joined
 
 
-def negative_columns(record: TextRecord) -> list[str]:
+def negative_columns(record: Record) -> list[str]:
     """Returns the names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
     return [name for name in record if name == "negative" or name.startswith("negative_")]
 

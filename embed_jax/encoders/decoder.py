@@ -184,7 +184,7 @@ class Embeddings(nn.Module):
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
         table = self.param("token", nn.initializers.normal(config.initializer_range), shape)
-        x = table[tokens.token_ids].astype(self.dtype)
+        x = jnp.asarray(table)[tokens.token_ids].astype(self.dtype)
         return (
             x * jnp.asarray(config.hidden_size**0.5, self.dtype) if config.scale_embeddings else x
         )

@@ -129,8 +129,8 @@ def take_rows(table: Float[AnyArray, "V D"], ids: Int[AnyArray, "*B"]) -> Float[
 
 
 def type_vectors(
-    table: Float[Array, "K D"], segment: Int[AnyArray, "R T"] | None
-) -> Float[Array, "*B D"]:
+    table: Float[AnyArray, "K D"], segment: Int[AnyArray, "R T"] | None
+) -> Float[AnyArray, "*B D"]:
     """Returns the row of a small table for each token's type; without segments, row 0 `[D]`.
 
     It is computed as a product with a one-hot matrix, whose gradient is a product too and not a
@@ -189,7 +189,7 @@ class MaskPositions(struct.PyTreeNode):
     example: Int[Array, "R T"]
     position: Int[Array, "R T"]
 
-    def starts(self, size: int) -> Int[Array, "R T"]:
+    def starts(self, size: int) -> Int[AnyArray, "R T"]:
         """Returns the index in the mask of the first of each slot's `size` numbers."""
         return (self.example * self.example.shape[-1] + self.position) * size
 
@@ -198,7 +198,7 @@ def dropout(
     x: Float[Array, "*A *B"],
     rate: float,
     key: PRNGKeyArray | None,
-    start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
+    start: int | Int[Array, ""] | Int[AnyArray, "*A"] = 0,
 ) -> Float[Array, "*A *B"]:
     """Zeroes each element with probability `rate` and scales the rest so that the mean stays.
 
@@ -223,7 +223,7 @@ def keep_mask(
     key: PRNGKeyArray,
     rate: float,
     shape: tuple[int, ...],
-    start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
+    start: int | Int[Array, ""] | Int[AnyArray, "*A"] = 0,
 ) -> Bool[Array, "*A *B"]:
     """Returns a mask that is True with probability 1 - rate, the same for the same key.
 

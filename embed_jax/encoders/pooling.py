@@ -19,7 +19,7 @@ from embed_jax.registry import unknown
 from embed_jax.types import AnyArray, TokenBatch
 
 
-def pool(name: str, hidden: Float[AnyArray, "*L R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def pool(name: str, hidden: Float[AnyArray, "*L R T D"], tokens: TokenBatch) -> Float[Array, "S E"]:
     """Computes the sentence vectors of one group, float32.
 
     A sentence without a pooled token gets zeros.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -119,7 +120,7 @@ class Embeddings(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.initializer_factor)
         table = self.param("token", init, (config.vocab_size, config.hidden_size))
-        return table[token_ids].astype(self.dtype)
+        return jnp.asarray(table)[token_ids].astype(self.dtype)
 
 
 class Layer(nn.Module):

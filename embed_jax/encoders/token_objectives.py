@@ -189,7 +189,7 @@ def _output_layer(config: Any) -> Predictor:
         )
 
     def logits(
-        params: Params, states: Float[Array, "K H"], table: Float[Array, "V H"]
+        params: Params, states: Float[Array, "K H"], table: Float[AnyArray, "V H"]
     ) -> Float[Array, "K V"]:
         values = states @ params.get("lm_head", table).astype(jnp.float32).T
         return softcap * jnp.tanh(values / softcap) if softcap else values

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
@@ -91,8 +91,8 @@ def cosine_of_pairs(
 
 
 def sts_metrics(
-    similarities: Float[np.ndarray, " N"],
-    scores: Sequence[float] | Float[np.ndarray, " N"],
+    similarities: Num[np.ndarray, " N"],
+    scores: Sequence[float] | Num[np.ndarray, " N"],
     subsets: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Computes correlations of similarities with gold scores.
@@ -124,7 +124,7 @@ def sts_metrics(
 def sts_evaluator(
     sentences1: Sequence[str],
     sentences2: Sequence[str],
-    scores: Sequence[float],
+    scores: Sequence[float] | Num[np.ndarray, " N"],
     subsets: Sequence[str] | None = None,
 ) -> NamedEvaluator:
     """Returns an evaluator for training: `encode -> {"spearman": ..., "pearson": ..., ...}`.
@@ -183,7 +183,7 @@ def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:
     return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
 
 
-def _check_lengths(*columns: Sequence) -> None:
+def _check_lengths(*columns: Sized) -> None:
     lengths = {len(column) for column in columns}
     if len(lengths) > 1 or min(lengths) < 2:
         raise InputError(

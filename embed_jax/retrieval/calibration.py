@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError, require, warn
@@ -161,7 +161,7 @@ def check_precision(precision: str, dim: int) -> None:
 
 
 def checked(
-    embeddings: Float[np.ndarray, "N D"], what: str = "embeddings"
+    embeddings: Num[np.ndarray, "N D"], what: str = "embeddings"
 ) -> Float[np.ndarray, "N D"]:
     """Returns the embeddings as float32, contiguous.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Num, Shaped, UInt8
 
 from embed_jax.errors import InputError, require
 from embed_jax.retrieval.calibration import (
@@ -30,7 +30,7 @@ from embed_jax.retrieval.calibration import (
 
 
 def quantize_embeddings(
-    embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
+    embeddings: Num[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Shaped[np.ndarray, "N W"]:
     """Compresses embeddings into codes.
 
@@ -148,7 +148,7 @@ class Compressed:
 
 
 def compress(
-    embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
+    embeddings: Num[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Compressed:
     """Compresses embeddings; the result also has what is needed to read the codes."""
     return Compressed(
@@ -156,7 +156,7 @@ def compress(
     )
 
 
-def unsigned(codes: Shaped[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:
+def unsigned(codes: Shaped[np.ndarray, "N W"]) -> Shaped[np.ndarray, "N W"]:
     """Returns codes from 0 up: of int8 and binary plus 128, others unchanged."""
     return _sign_moved(codes.view(np.uint8)) if codes.dtype == np.int8 else codes
 

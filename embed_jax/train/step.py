@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ def init_state(
     )
 
 
+@runtime_checkable
 class TrainStep(Protocol):
     """A step of training as a compiled function."""
 

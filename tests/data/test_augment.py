@@ -245,6 +245,7 @@ def test_a_chain_goes_from_left_to_right():
         ("__import__('os').system('true')", "expected one such as"),
     ],
 )
+@pytest.mark.unchecked
 def test_what_cannot_be_used_is_one_line(expression, message):
     with pytest.raises(InputError) as raised:
         build_augmentation(expression)

@@ -177,6 +177,7 @@ def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
         assert (whole[2 * host : 2 * host + 2] == shares[host].token_ids[:, : whole.shape[1]]).all()
 
 
+@pytest.mark.unchecked
 def test_host_reads_only_its_share(make, records):
     class Counting(list):
         read = []

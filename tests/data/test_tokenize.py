@@ -91,6 +91,7 @@ def test_saved_tokenizer_is_the_same(tokenizer_directory, tmp_path):
     assert again.vocab_size == tokenizer.vocab_size and again.pad_id == tokenizer.pad_id == 0
 
 
+@pytest.mark.unchecked
 def test_texts_are_checked(tokenizer_directory):
     tokenizer = load_tokenizer(tokenizer_directory, 16)
     with pytest.raises(InputError, match="must be a string, found int"):

@@ -175,6 +175,7 @@ def test_sums_are_those_of_all_logits_of_which_only_the_hidden_tokens_are_comput
     assert f"{packed.token_ids.size},{VOCAB}]" not in text and f"16,{VOCAB}]" not in text
 
 
+@pytest.mark.unchecked
 def test_settings_that_make_no_sense(encoder):
     for mask_id, rate, message in [
         (None, 0.15, "mask token"),

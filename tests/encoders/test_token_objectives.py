@@ -345,6 +345,7 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
         ("mlm", "static", {}, "a static encoder has no head that predicts tokens"),
     ],
 )
+@pytest.mark.unchecked
 def test_settings_that_make_no_sense(expression, shape, options, message):
     encoder = build_encoder(random_spec(shape, vocab_size=VOCAB))
     with pytest.raises(InputError) as error:

@@ -216,6 +216,7 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
 
     def record(own, world, params, *, scale: float = 1.0, number: int = 1):
         seen.update(scale=scale, number=number)
+        return jnp.zeros(1), jnp.ones(1), {}
 
     columns = make_columns(np.ones((2, 1, 3), np.float32))
     nothing = columns, local_world(columns)

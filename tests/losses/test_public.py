@@ -281,6 +281,7 @@ def open_own_task(data, split, *, name, size: int = 1):
     return (data, split, name, size)
 
 
+@pytest.mark.unchecked
 def test_module_and_function_name_a_task():
     entry = Entry(f"{__name__}:open_own_task", "data", "test", "mine", options={"size": 2})
     assert entry.open() == ("data", "test", "mine", 2)

@@ -285,6 +285,7 @@ def test_bad_calibrations_are_refused(stored, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
     int8, broken = stored("int8"), embeddings.copy()
     broken[7, 3] = np.nan

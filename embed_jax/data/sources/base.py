@@ -60,7 +60,7 @@ class Located:
         return index, self.source[index]
 
 
-def class_names(features: Mapping[str, Any] | None) -> dict[str, Sequence[str]]:
+def class_names(features: Any) -> dict[str, Sequence[str]]:
     """Returns the meaning of the integers of ClassLabel columns, and of lists of them."""
     by_column: dict[str, Sequence[str]] = {}
     for name, feature in (features or {}).items():

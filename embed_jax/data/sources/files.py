@@ -124,7 +124,7 @@ def file_format(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix
 
 
-def parse_number(text: str, where: str) -> float:
+def parse_number(text: Any, where: str) -> float:
     """Returns the number that a text spells.
 
     Raises:

@@ -39,6 +39,7 @@ def test_one_by_one_without_random_access(tmp_path):
         next(iter_records(f"hf:{tmp_path}", "dev"))
 
 
+@pytest.mark.unchecked
 def test_negatives_of_rows():
     rows = datasets.Dataset.from_list(
         [ROWS[0] | {"negative": None, "negatives": ["x", "y"]}, ROWS[1]]

@@ -99,6 +99,7 @@ def test_batches_are_those_of_jsonl(tmp_path, source, made_records, tokenizer_di
 
 
 @pytest.mark.parametrize("source", WRITE)
+@pytest.mark.unchecked
 def test_one_of_many_records_is_decoded_alone(tmp_path, monkeypatch, source):
     rows = [{"anchor": f"a {n}", "positive": f"p {n}"} for n in range(20_000)]
     WRITE[source](rows, tmp_path / "train", 4)
@@ -130,6 +131,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("row,message", BAD)
+@pytest.mark.unchecked
 def test_a_bad_record_of_array_record(tmp_path, row, message):
     good = {"anchor": "a", "positive": "p"}
     files = write_array_record([good] * 5 + [row] + [good] * 2, tmp_path / "train", 2)
@@ -153,6 +155,7 @@ def test_a_record_without_a_text_is_left_out_and_counted(tmp_path, source):
     assert list(records[5:]) == [rows[6], rows[8]]
 
 
+@pytest.mark.unchecked
 def test_a_bad_row_of_parquet(tmp_path):
     rows = [{"anchor": "a", "positive": "p", "score": 1.0} for _ in range(9)]
     rows[7]["score"] = float("inf")
@@ -200,6 +203,7 @@ def test_parquet_files_of_other_columns(tmp_path):
         open_records(f"parquet:{tmp_path}")
 
 
+@pytest.mark.unchecked
 def test_array_record_is_written_whole_or_not_at_all(tmp_path):
     class Rows(list):
         def __getitem__(self, index):
