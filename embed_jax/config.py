@@ -301,6 +301,12 @@ class BatchShape:
         0, "Token slots of a packed row.", at_least=0, unset="a length that suits `max_length`"
     )
     rows: int = option(0, "Rows of a group.", at_least=0, unset="as many as the batch needs")
+    in_batch_negatives: int = option(
+        0,
+        "Cross-encoders: positives of other examples of the batch that each query is read with.",
+        at_least=0,
+        unset="none",
+    )
 
 
 @dataclasses.dataclass
@@ -399,6 +405,10 @@ class MiningSettings:
     )
     sampling: str = option(
         "top", "Which candidates: the best, or random ones.", choices=("top", "random")
+    )
+    retriever: str = option(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        'Cross-encoders: the embedding model that finds negatives ("dense").',
     )
     cross_encoder: str = option(
         "",
@@ -561,6 +571,12 @@ class Evaluation:
     test_split: str = option(
         "", "Split searched once, at the end, before against after.", unset="none"
     )
+    first_stage: str = option(
+        "",
+        'Cross-encoders: what finds the shortlist that is reranked: "bm25", or an embedding model.',
+        unset="bm25",
+    )
+    depth: int = option(100, "Cross-encoders: length of the shortlist.", at_least=2)
     geometry: bool = option(
         False,
         "Measure the geometry of the texts searched during training, else of the STS texts.",

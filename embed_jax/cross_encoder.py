@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read_classifier import read_classifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
@@ -222,15 +225,12 @@ class CrossEncoder(PicklesByParts):
             )
         params = self.params if params is None else gather_params(params, self._mesh)
         batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
-        template = self._pair_template()
         logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0
         for start in range(0, len(queries), WINDOW):
             window = slice(start, start + WINDOW)
-            pairs = self._encode_pairs(template, queries[window], passages[window])
+            pairs = self.tokenize(queries[window], passages[window])
             truncated += pairs.truncated
-            batches = pack_window(
-                pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None
-            )
+            batches = pack_window(pairs.ids, 0, batch_tokens, pairs.segments)
             for number, block_logits in run_batches(self._encode, params, batches, self._mesh):
                 logits[start + number] = block_logits
         if truncated:
@@ -251,12 +251,25 @@ class CrossEncoder(PicklesByParts):
             options=self.chat.options,
         )
 
-    def _encode_pairs(
-        self, template: PairTemplate | None, queries: Sequence[str], passages: Sequence[str]
-    ) -> TokenizedTexts:
-        if template is None:
-            return self.tokenizer.encode_pairs(queries, passages, self.prompt)
-        return encode_templated_pairs(self.tokenizer, template, queries, passages)
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> TokenizedTexts:
+        """Token ids of pairs as the model reads them, with token types if it tells them apart.
+
+        Raises:
+            InputError: see `logits`.
+        """
+        template = self._pair_template()
+        if template is not None:
+            return encode_templated_pairs(self.tokenizer, template, queries, passages)
+        pairs = self.tokenizer.encode_pairs(queries, passages, self.prompt)
+        return pairs if self._types > 1 else dataclasses.replace(pairs, segments=None)
+
+    def merged(self) -> CrossEncoder:
+        """Returns the model with its LoRA adapter added to the weights; without one, itself."""
+        if self.spec.lora is None:
+            return self
+        model = copy.copy(self)
+        model._build(*merge_lora(self.spec, jax.device_get(self.params)))
+        return model
 
     def save(self, directory: str | Path) -> None:
         """Writes a model directory, as a whole or not at all; see `write_classifier`.
@@ -275,6 +288,25 @@ class CrossEncoder(PicklesByParts):
             chat=self.chat if has_chat_template(self.tokenizer) else None,
             output_layer=self.output_layer,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundCrossEncoder:
+    """A cross-encoder as a function of pairs of texts.
+
+    Attributes:
+        model: the cross-encoder.
+        params: its parameters, as while it is trained; None: those that it has.
+    """
+
+    model: CrossEncoder
+    params: Params | None = None
+
+    def __call__(
+        self, queries: Sequence[str], passages: Sequence[str]
+    ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
+        """Returns the scores of each query with the passage at the same position."""
+        return self.model.score(queries, passages, params=self.params)
 
 
 def load_cross_encoder(

@@ -75,6 +75,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "relational": "embed_jax.losses.distillation:relational",
         "score_mse": "embed_jax.losses.pointwise:score_mse",
         "binary_cross_entropy": "embed_jax.losses.pointwise:binary_cross_entropy",
+        "pair_cross_entropy": "embed_jax.losses.pointwise:pair_cross_entropy",
         "own_candidates": "embed_jax.losses.listwise:own_candidates",
         "list_softmax": "embed_jax.losses.listwise:list_softmax",
         "list_net": "embed_jax.losses.listwise:list_net",
@@ -91,6 +92,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "score": {
         "cosine": "embed_jax.scores:COSINE",
         "dot": "embed_jax.scores:DOT",
+        "logit": "embed_jax.scores:LOGIT",
     },
     "token_objective": {
         "mlm": "embed_jax.encoders.token_objectives:mlm",

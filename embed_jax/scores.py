@@ -346,3 +346,21 @@ def _dense_score(name: str, unit: bool, limits: tuple[float, float] | None) -> S
 
 COSINE = _dense_score("cosine", True, (-1.0, 1.0))
 DOT = _dense_score("dot", False, None)
+
+
+def _logits(logits: Any, dims: tuple[int, ...]) -> Float[Array, "n L"]:
+    if dims:
+        raise InputError("similarity 'logit': the logits of a pair have no prefixes (Matryoshka)")
+    return dense(logits, "a cross-encoder's loss").astype(jnp.float32)
+
+
+def _no_matrix(queries: Any, documents: Any, dims: tuple[int, ...]) -> Any:
+    raise InputError(
+        "similarity 'logit': a cross-encoder reads each pair, so that it has no score of a query "
+        "with the whole batch; batch.in_batch_negatives adds passages of other examples"
+    )
+
+
+# The model has read query and passage together: column k holds the logits of the query with
+# passage k, and the query's own column nothing.
+LOGIT = Score("logit", _logits, _no_matrix, lambda queries, logits, dims: logits[:, 0][None])

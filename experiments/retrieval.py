@@ -10,9 +10,8 @@ Everything about the run is in the work
 directory: model, metrics.jsonl, mined negatives, comparison.json, curves.png, comparison.png.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax import config as configs
@@ -29,7 +28,7 @@ from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.objective import training_loss
-from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, read_validation
+from embed_jax.train.sources import ONLY, open_mixture, open_source, read_validation
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -60,32 +59,61 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 def read_data(config: configs.Experiment, workdir: Path):
     """Reads the training data, validation records, and {split: (corpus, queries, qrels)}."""
-    data, evaluation = config.data, config.eval
-    tasks = {}
-    if evaluation.retrieval:
-        for split, name in (
-            ("validation", evaluation.retrieval_split),
-            ("test", evaluation.test_split),
-        ):
-            if name:
-                tasks[split] = open_retrieval_task(evaluation.retrieval, name)
     if vars(config.mixture.sources):
         for field, value in (
             ("mine.strategy", config.mine.strategy),
-            ("data.consistency", data.consistency),
+            ("data.consistency", config.data.consistency),
         ):
             if value:
                 raise InputError(
                     f"config.{field}: not for a mixture; its data sets have their own negatives"
                 )
-        return open_mixture(config), [], tasks
+        return open_mixture(config), [], open_tasks(config)
 
+    source, validation, tasks = open_pairs(config)
+    if not (config.mine.strategy or config.data.consistency):
+        return {ONLY: source}, validation, tasks
+    lists = "scores" in training_loss(config).about.needs
+    if lists and validation:
+        say("no validation loss: nothing scores the held-out pairs")
+        validation = []
+    if validation:
+        validation = pairs.rename_columns(validation, pair_columns(validation), pairs.CARRIED)
+    if isinstance(source.records, RecordStream):
+        raise InputError(
+            "config.mine.strategy: negatives are found for all pairs together, not for "
+            f"{source.records.name}"
+        )
+    texts = read_corpus_texts(config)
+    return mined_sources(source.records, texts, config, workdir, lists=lists), validation, tasks
+
+
+def open_tasks(config: configs.Experiment) -> dict[str, pairs.SearchTask]:
+    """Opens the search tasks of `eval.retrieval`, by "validation" and "test"."""
+    splits = {"validation": config.eval.retrieval_split, "test": config.eval.test_split}
+    if not config.eval.retrieval:
+        return {}
+    return {
+        split: open_retrieval_task(config.eval.retrieval, name)
+        for split, name in splits.items()
+        if name
+    }
+
+
+def open_pairs(
+    config: configs.Experiment,
+) -> tuple[RecordSource, Sequence, dict[str, pairs.SearchTask]]:
+    """Opens the data set of `config.data`, its validation records and the search tasks.
+
+    With `data.holdout` its own pairs are split, and searched.
+    """
+    data, tasks = config.data, open_tasks(config)
     source = open_source(data)
-    records = source.records
     validation: Sequence = []
-    if data.holdout:  # our own splits of one file of pairs
+    if data.holdout:
         sides = pairs.split_pairs(
-            pairs.rename_columns(records, pair_columns(records), pairs.CARRIED), data.holdout
+            pairs.rename_columns(source.records, pair_columns(source.records), pairs.CARRIED),
+            data.holdout,
         )
         others = read_texts(data.corpus) if data.corpus else []
         tasks |= {
@@ -95,33 +123,16 @@ def read_data(config: configs.Experiment, workdir: Path):
         source = RecordSource(records, record_fields(records))
     elif data.validation_split:
         validation = read_validation(data)
-    say(f"data: {len(records)} training pairs, {len(validation)} validation pairs")
-    if not (config.mine.strategy or data.consistency):
-        return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
-    loss = training_loss(config)
-    lists = "scores" in loss.about.needs
-    if lists and validation:
-        say("no validation loss: nothing scores the held-out pairs")
-        validation = []
-    if validation:
-        validation = pairs.rename_columns(validation, pair_columns(validation), pairs.CARRIED)
-    return mine_sources(config, records, workdir, lists), validation, tasks
+    say(f"data: {len(source.records)} training pairs, {len(validation)} validation pairs")
+    return source, validation, tasks
 
 
-def mine_sources(
-    config: configs.Experiment, records: Sequence, workdir: Path, lists: bool
-) -> Callable[..., Sources]:
-    """Returns pairs with negatives from the texts of `mine.corpus`, else of `data.corpus`."""
-    if isinstance(records, RecordStream):
-        raise InputError(
-            "config.mine.strategy: negatives are found for all pairs together, not for "
-            f"{records.name}"
-        )
+def read_corpus_texts(config: configs.Experiment) -> list[str]:
+    """Reads the texts among which negatives are searched for, beside the positives."""
     corpus = config.mine.corpus or config.data.corpus
-    texts = (
-        [] if not corpus else read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
-    )
-    return mined_sources(records, texts, config, workdir, lists=lists)
+    if not corpus:
+        return []
+    return read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
 
 
 def read_texts(name: str) -> list[str]:

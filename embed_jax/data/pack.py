@@ -70,6 +70,7 @@ def pack_batch(
     rows: int | None = None,
     order: Int[np.ndarray, "G E"] | None = None,
     skip: Int[np.ndarray, "C B"] | Sequence[int] | None = None,
+    segments: Sequence[Sequence[Ids | None]] | None = None,
     shares: int = 1,
 ) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
     """Deals the examples of a batch to groups and packs each group.
@@ -85,6 +86,7 @@ def pack_batch(
             view of the same batch is given the first one's order.
         skip: the number of leading tokens that do not count towards pooling, for each sentence or
             for each column.
+        segments: token types of each sentence, as `columns`; None: all are 0.
         shares: the number of contiguous parts of the batch, each dealt to its own G / shares
             groups; a divisor of G.
 
@@ -97,10 +99,11 @@ def pack_batch(
             B.
     """
     nothing = np.zeros(0, np.int32)
-    filled = [
-        [nothing if sentence_ids is None else sentence_ids for sentence_ids in column]
-        for column in columns
-    ]
+
+    def fill(columns: Sequence[Sequence[Ids | None]]) -> list[list[Ids]]:
+        return [[nothing if ids is None else ids for ids in column] for column in columns]
+
+    filled = fill(columns)
     lengths = np.stack([_lengths(column) for column in filled])  # [C, B]
     if order is None:
         parts = np.split(lengths.sum(0), shares)
@@ -120,11 +123,15 @@ def pack_batch(
     )
     skips = np.concatenate([skips[:, members].reshape(-1) for members in order])
     everything = [sentence_ids for group in sentences for sentence_ids in group]
+    types = None
+    if segments is not None:
+        by_column = fill(segments)
+        types = [column[b] for members in order for column in by_column for b in members]
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)
-    return _fill(
-        everything, _lengths(everything), start, number, len(columns) * size, skips, shape
-    ), order
+    count = len(columns) * size
+    lengths = _lengths(everything)
+    return _fill(everything, lengths, start, number, count, skips, shape, types), order
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int, UInt32, UInt64
 
 from embed_jax.data.order import Order
-from embed_jax.data.pack import RowsError, pack_batch, round_rows
+from embed_jax.data.pack import Ids, RowsError, pack_batch, round_rows
+from embed_jax.data.pair_rows import TokenizePairs, draw_negatives
 from embed_jax.data.pairs import apply_to_record, sampled_records, text_hash
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream
@@ -83,17 +84,21 @@ class BatchMaker:
     rows: int | None
     include_prompt: bool
     shard: tuple[int, int]
+    pairs: TokenizePairs | None = None
+    in_batch_negatives: int = 0
+    seed: int = 0
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
         """Makes this host's share of the batch of these records, numbered over all data sets."""
-        numbers = numbers[self._own_share(len(numbers))]
+        if not self.in_batch_negatives:
+            numbers = numbers[self._own_share(len(numbers))]
         which = np.searchsorted(self.firsts, numbers, side="right") - 1
         places = (numbers - np.array(self.firsts)[which]).tolist()
         examples = [
             (self.sources[source], source, place, self.sources[source].records[place])
             for source, place in zip(which.tolist(), places, strict=True)
         ]
-        return self._batch(examples, step)
+        return self._of_examples(examples, step)
 
     def make_from_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
         """Makes this host's share of the batch of records of the only data set.
@@ -102,16 +107,40 @@ class BatchMaker:
             records: the batch's records, each with its index.
             step: the batch's step.
         """
-        own = records[self._own_share(len(records))]
-        return self._batch([(self.sources[0], 0, number, record) for number, record in own], step)
+        if not self.in_batch_negatives:
+            records = records[self._own_share(len(records))]
+        return self._of_examples(
+            [(self.sources[0], 0, number, record) for number, record in records], step
+        )
+
+    def _of_examples(self, examples: Sequence[Example], step: int) -> Batch:
+        """Makes the batch of examples: this host's, or with in-batch negatives those of all."""
+        if not self.in_batch_negatives:
+            return self._batch(examples, step)
+        negatives = draw_negatives(
+            [source.texts(index, record) for source, _, index, record in examples],
+            [
+                apply_to_record(source.fields.keys, record, index) if source.fields.keys else ()
+                for source, _, index, record in examples
+            ],
+            number=self.in_batch_negatives,
+            seed=self.seed,
+            step=step,
+        )
+        own = self._own_share(len(examples))
+        return self._batch(examples[own], step, negatives[own])
 
     def _own_share(self, size: int) -> slice:
         host, hosts = self.shard
         return slice(host * size // hosts, (host + 1) * size // hosts)
 
-    def _batch(self, examples: Sequence[Example], step: int) -> Batch:
+    def _batch(
+        self, examples: Sequence[Example], step: int, negatives: Sequence[Sequence] | None = None
+    ) -> Batch:
         which = np.array([number for _, number, _, _ in examples])
         rows = [self._texts(source, index, record) for source, _, index, record in examples]
+        if negatives is not None:
+            rows = [[*row, *drawn] for row, drawn in zip(rows, negatives, strict=True)]
         hashes = np.array(
             [[text_hash(text) for text in row] for row in rows], np.uint32
         )  # [B, C, 2]
@@ -151,12 +180,10 @@ class BatchMaker:
         )
 
     def _texts(self, source: RecordSource, index: int, record: Record) -> list[str | None]:
-        texts = source.texts(index, record)
-        if len(texts) > self.num_columns:
-            raise InputError(
-                f"record {index} has {len(texts)} texts, others have {self.num_columns}"
-            )
-        return texts + [None] * (self.num_columns - len(texts))
+        texts, own_columns = source.texts(index, record), self.num_columns - self.in_batch_negatives
+        if len(texts) > own_columns:
+            raise InputError(f"record {index} has {len(texts)} texts, others have {own_columns}")
+        return texts + [None] * (own_columns - len(texts))
 
     def _teacher(self, examples: Sequence[Example], order: np.ndarray) -> np.ndarray | None:
         """Reads the teacher's embeddings [G, E, C, T] in the batch's order; None if unused."""
@@ -184,20 +211,32 @@ class BatchMaker:
         columns = range(self.num_columns)
         if trained and "query" in self.tokenizers[0]:
             columns = columns[:1] if name == "query" else columns[1:]
-        ids = [[None] * len(rows) for _ in columns]
+        ids: list[list[Ids | None]] = [[None] * len(rows) for _ in columns]
+        segments: list[list[Ids | None]] = [[None] * len(rows) for _ in columns]
+        typed = False
         skip = np.zeros((len(columns), len(rows)), np.int64)
         for source in np.unique(which).tolist():
             tokenizer, prompts = self.tokenizers[source][name], self.sources[source].prompts
             for position, column in enumerate(columns):
+                if self.pairs and trained and column == 0:
+                    continue  # the query is read with each passage
                 places = [
                     place
-                    for place in np.flatnonzero(which == source)
+                    for place in np.flatnonzero(which == source).tolist()
                     if rows[place][column] is not None
                 ]
                 prompt = prompts[min(column, len(prompts) - 1)] if trained else ""
-                tokenized = tokenizer.encode(
-                    [rows[place][column] for place in places], prompt, self.include_prompt
-                )
+                if self.pairs and trained:
+                    queries = [rows[place][0] for place in places]
+                    passages = [rows[place][column] for place in places]
+                    tokenized = self.pairs(queries, passages)
+                else:
+                    tokenized = tokenizer.encode(
+                        [rows[place][column] for place in places], prompt, self.include_prompt
+                    )
+                typed |= tokenized.segments is not None
+                for place, types in zip(places, tokenized.segments or (), strict=False):
+                    segments[position][place] = types
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
@@ -211,6 +250,7 @@ class BatchMaker:
                 rows=self.rows,
                 order=order,
                 skip=skip,
+                segments=segments if typed else None,
                 shares=self.shares,
             )
         except RowsError as error:
@@ -249,6 +289,9 @@ def make_batch_maker(
     include_prompt: bool = True,
     shard: tuple[int, int] = (0, 1),
     shares: int = 0,
+    pairs: TokenizePairs | None = None,
+    in_batch_negatives: int = 0,
+    seed: int = 0,
 ) -> BatchMaker:
     """Returns a function that makes batches of records.
 
@@ -268,6 +311,11 @@ def make_batch_maker(
         shares: the number of contiguous parts of a batch, each dealt to its own `G / shares`
             groups; 0: one for each host. With `rows` set, the batches depend on this number and not
             on the number of hosts.
+        pairs: `(queries, passages) -> tokens`, for an encoder that reads the first text together
+            with each other one, see `data.pair_rows`; None: it reads each text by itself.
+        in_batch_negatives: the number of positives of other examples of the whole batch that each
+            example gets as further columns; with `pairs` only.
+        seed: for what is drawn at each step.
 
     Raises:
         InputError: sizes do not divide each other, or an option does not fit; in a batch, a record
@@ -303,7 +351,7 @@ def make_batch_maker(
             f"row length {row_length} is too short for texts of {longest} tokens (tokenizer "
             "'encoder')"
         )
-    num_columns = max(count_columns(source) for source in sources)
+    num_columns = max(count_columns(source) for source in sources) + in_batch_negatives
     widest = max(_width(source.fields.score, source) for source in sources)
     checked = [
         dataclasses.replace(
@@ -322,7 +370,7 @@ def make_batch_maker(
         tokenizers=cut,
         num_columns=num_columns,
         # One score for each candidate, or one for the pair.
-        num_scores=max(widest, num_columns - 1) if widest > 1 else widest,
+        num_scores=max(widest, num_columns - 1) if widest > 1 or pairs and widest else widest,
         num_keys=max(_width(source.fields.keys, source) for source in sources),
         teacher_size=_teacher_size(sources),
         groups=groups // hosts,
@@ -331,6 +379,9 @@ def make_batch_maker(
         rows=rows,
         include_prompt=include_prompt,
         shard=shard,
+        pairs=pairs,
+        in_batch_negatives=in_batch_negatives,
+        seed=seed,
     )
     if hosts > 1 and not rows:
         raise InputError(

@@ -55,6 +55,7 @@ _MODULES = {
     "pointwise": (
         "binary_cross_entropy",
         "binary_cross_entropy_loss",
+        "pair_cross_entropy",
         "score_mse",
         "score_mse_loss",
     ),

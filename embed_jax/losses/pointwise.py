@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from embed_jax.losses.base import Target
+from embed_jax.losses.base import Target, loss
 from embed_jax.losses.candidates import ListValues, mean_of_lists, on_candidates, read_lists
-from embed_jax.scores import find_score
-from embed_jax.types import Number
+from embed_jax.losses.classification import softmax_loss
+from embed_jax.scores import dense, find_score
+from embed_jax.types import Columns, LossResult, Number, Params, World
 
 
 def binary_cross_entropy_loss(
@@ -77,3 +79,29 @@ binary_cross_entropy = on_candidates(
     binary_cross_entropy_loss, columns=(2, 0), targets=lambda arguments: Target(0.0, 1.0)
 )
 score_mse = on_candidates(score_mse_loss, temperature=None, columns=(2, 0), targets=_score_target)
+
+
+@loss(columns=(2, 2), needs=("label",))
+def pair_cross_entropy(
+    own: Columns, world: World, params: Params, *, num_labels: int = 3
+) -> LossResult:
+    """Computes `softmax_loss` of the logits of pairs, for a cross-encoder that classifies them.
+
+    Devlin et al. (2019), "BERT", section 4.1, on pairs of sentences.
+
+    Args:
+        num_labels: the number of classes, which is that of the model's logits.
+
+    Returns:
+        Weight 1 for an example with both texts. Metric: `accuracy`.
+
+    >>> read, logits = jnp.zeros((1, 3)), jnp.array([[0.0, 0.0, 2.0]])
+    >>> print(pair_cross_entropy(read, logits, label=jnp.array([2])))
+    [0.2395]
+    """
+    logits = dense(own.embeddings[1], "pair_cross_entropy")
+    label = jnp.asarray(own.label)
+    values = softmax_loss(logits, label)
+    accuracy = (jnp.argmax(logits, axis=1) == label).astype(jnp.float32)
+    weights = (own.present[0] & own.present[1]).astype(jnp.float32)
+    return values, weights, {"accuracy": accuracy}

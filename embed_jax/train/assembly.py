@@ -12,7 +12,6 @@ import optax
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment
-from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import (
@@ -69,9 +68,9 @@ class Assembly:
     step: TrainStep
     learning_rate: Callable[[int], Any]
 
-    def encode(self, state: TrainState) -> TextEncoder:
-        """Returns the function `texts -> embeddings` of the model in a state."""
-        return TextEncoder(self.model.sentence, state.encoder)
+    def encode(self, state: TrainState) -> Any:
+        """Returns the model in a state as a function of texts, see `TrainingModel.bind`."""
+        return self.model.bind(state.encoder)
 
     def save_model(self, state: TrainState, directory: Path) -> None:
         """Writes the model in a state as a model directory; every host calls it."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
+from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.order import Order, make_order
 from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.pipeline import (
@@ -27,7 +28,6 @@ from embed_jax.data.pipeline import (
 )
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
-from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
 from embed_jax.retrieval.topk import Encode
@@ -88,7 +88,7 @@ def training_data(
     """
     renewed = callable(sources)
     sources_at = _at_every_step(sources)
-    first = prepare_sources(sources_at(0, TextEncoder(model.sentence)), objective, config)
+    first = prepare_sources(sources_at(0, model.bind()), objective, config)
     pieces = _cut_sources(first, objective)
     _check_same_mask(config, pieces)
     maker = _batch_maker(config, model, objective, groups)
@@ -110,7 +110,7 @@ def training_data(
         since = start // every * every
         now, now_order = pieces, order
         if since:
-            encode = TextEncoder(model.sentence, state.encoder)
+            encode = model.bind(state.encoder)
             now = _cut_sources(
                 prepare_sources(sources_at(since, encode), objective, config), objective
             )
@@ -207,6 +207,12 @@ def _batch_maker(
     config: Experiment, model: TrainingModel, objective: Objective, groups: int
 ) -> Callable[..., BatchMaker]:
     longest = model.max_length
+    reads_pairs = isinstance(model.result, CrossEncoder)
+    if config.batch.in_batch_negatives and not reads_pairs:
+        raise InputError(
+            "config.batch.in_batch_negatives: for cross-encoders only, found "
+            f"{config.batch.in_batch_negatives}; embeddings are compared with the whole batch"
+        )
     return functools.partial(
         make_batch_maker,
         tokenizers={
@@ -218,7 +224,10 @@ def _batch_maker(
         shares=config.batch.shares or jax.process_count(),
         row_length=row_length(config, longest),
         rows=config.batch.rows or None,
-        include_prompt=model.result.include_prompt,
+        include_prompt=reads_pairs or model.result.include_prompt,
+        pairs=model.result.tokenize if reads_pairs else None,
+        in_batch_negatives=config.batch.in_batch_negatives,
+        seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
 

@@ -14,7 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
+from embed_jax.cross_encoder import BoundCrossEncoder, CrossEncoder
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
@@ -55,19 +57,39 @@ class TrainingModel:
     params: Params
     spec: EncoderSpec
     tokenizer: Any
-    sentence: SentenceEncoder | RoutedEncoder | None
+    sentence: SentenceEncoder | RoutedEncoder | CrossEncoder | None
     max_length: int
 
     @property
-    def result(self) -> SentenceEncoder | RoutedEncoder:
+    def result(self) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
         """Returns `sentence`, the model that comes out, of a model that is not abstract."""
         assert self.sentence is not None, "only shapes are asked of an abstract model"
         return self.sentence
 
     @property
+    def embedder(self) -> SentenceEncoder | RoutedEncoder:
+        """Returns the model that comes out, of a run that trains embeddings.
+
+        Raises:
+            InputError: for a cross-encoder.
+        """
+        if isinstance(self.result, CrossEncoder):
+            raise InputError("a cross-encoder has no embeddings: use experiments.cross_encoder")
+        return self.result
+
+    @property
     def has_towers(self) -> bool:
         """Tells whether queries have their own encoder."""
         return isinstance(self.sentence, RoutedEncoder)
+
+    def bind(self, params: Params | None = None) -> Any:
+        """Returns the model with these parameters as a function.
+
+        `texts -> embeddings`, or `(queries, passages) -> scores` of a cross-encoder.
+        """
+        if isinstance(self.sentence, CrossEncoder):
+            return BoundCrossEncoder(self.sentence, params)
+        return TextEncoder(self.sentence, params)
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -76,7 +98,7 @@ class TrainingModel:
         See `data.pipeline.make_batch_maker` for the names.
         """
         result = self.result
-        if isinstance(result, SentenceEncoder):
+        if not isinstance(result, RoutedEncoder):
             return {"encoder": result.tokenizer}
         query, document = (result.encoders[route] for route in TOWERS)
         return {"encoder": document.tokenizer, "query": query.tokenizer}
@@ -100,7 +122,7 @@ class TrainingModel:
         if self.spec.lora is None:
             return False
         result = self.result
-        return lora.merge or isinstance(result, RoutedEncoder) or not result.base
+        return lora.merge or not isinstance(result, SentenceEncoder) or not result.base
 
 
 def longest_text(config: Experiment) -> int:
@@ -270,7 +292,7 @@ def model_before(config: Experiment) -> SentenceEncoder | RoutedEncoder:
 
     It is without the adapter that is trained.
     """
-    return initial_model(dataclasses.replace(config, lora=Lora())).result
+    return initial_model(dataclasses.replace(config, lora=Lora())).embedder
 
 
 def abstract_model(config: Experiment, shape: str) -> TrainingModel:

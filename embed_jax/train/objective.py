@@ -143,7 +143,7 @@ def embedding_objective(
         layers=loss.about.layers,
     )
     prompts = ("", "")
-    if model.sentence is not None:
+    if isinstance(model.sentence, (SentenceEncoder, RoutedEncoder)):
         prompts = describe_result(config, model.sentence, loss.about)
     return Objective(
         loss.name,

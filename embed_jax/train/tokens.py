@@ -78,7 +78,7 @@ def token_objective(config: Experiment, model: TrainingModel) -> Objective:
 
     about = About(columns=(1, 1))
     if model.sentence is not None:
-        describe_result(config, model.sentence, about, prompted=False)
+        describe_result(config, model.embedder, about, prompted=False)
     return Objective(
         name,
         about,

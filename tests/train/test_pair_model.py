@@ -1,0 +1,213 @@
+"""Cross-encoders: gradients on devices and in groups, learning, saving, resuming, refusals."""
+
+import copy
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from embed_jax.config import Experiment
+from embed_jax.config_file import override
+from embed_jax.cross_encoder import load_cross_encoder
+from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.sources import record_fields
+from embed_jax.errors import InputError
+from embed_jax.losses.expression import build_loss
+from embed_jax.parallel.mesh import split_groups
+from embed_jax.parallel.world import local_world
+from embed_jax.registry import REGISTRY, lookup
+from embed_jax.train.assembly import assemble
+from embed_jax.train.fit import fit
+from embed_jax.train.pair_model import initial_cross_encoder, pair_loss, pair_objective
+from embed_jax.world import make_columns
+
+WORDS = "cat dog house river music guitar red blue city train".split()
+
+
+def scored_lists(count=32):
+    """Returns lists of a query, the passage with its words, and others, of unequal length."""
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(count):
+        words = rng.choice(WORDS, size=(4, 3))
+        passages = [" ".join(words[0][::-1]), *(" ".join(row) for row in words[1:])]
+        passages = passages[: 3 + number % 2]
+        scores = [1.0, *[0.0] * (len(passages) - 1)]
+        records.append({"query": " ".join(words[0]), "passages": passages, "scores": scores})
+    # All lists have as many scores as the first of a data set.
+    return records[1::2] + records[1::2]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_tokenizer):
+    return override(
+        Experiment(),
+        model__name="random:tiny",
+        model__tokenizer=str(tiny_tokenizer),
+        model__dropout=0.0,
+        loss__name="binary_cross_entropy",
+        data__max_length=32,
+        batch__size=8,
+        batch__groups=4,
+        batch__row_length=64,
+        batch__in_batch_negatives=2,
+        train__steps=4,
+        train__devices=1,
+        optim__learning_rate=1e-3,
+        tracking__wandb="disabled",
+    )
+
+
+@pytest.fixture(scope="module")
+def sources():
+    records = scored_lists()
+    return {"only": RecordSource(records, record_fields(records))}
+
+
+def changed(config, **fields):
+    return override(copy.deepcopy(config), **fields)
+
+
+def assembled(config, sources):
+    model = initial_cross_encoder(config, pair_loss(config))
+    return assemble(config, sources, model=model, objective=pair_objective)
+
+
+def gradient(config, sources):
+    run = assembled(config, sources)
+    _, batch = next(iter(run.data.batches(0, run.state)))
+    batch = split_groups(batch, run.mesh)
+    function = jax.jit(jax.value_and_grad(run.loss, has_aux=True))
+    (loss, _), grads = function(run.state.params, batch, None, run.state.frozen, step=0)
+    return jax.device_get((loss, grads["encoder"]))
+
+
+def assert_equal(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.abs(x - y).max() <= tolerance * max(np.abs(x).max(), 1.0)
+
+
+def test_the_gradient_depends_on_neither_devices_nor_groups(config, sources):
+    config = changed(config, loss__name="lambda_rank")
+    reference = gradient(config, sources)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(reference[1]["heads"]))
+    assert_equal(reference, gradient(changed(config, train__devices=4), sources), 1e-6)
+    assert_equal(reference, gradient(changed(config, batch__groups=1), sources), 1e-6)
+
+
+LIST_LOSSES = [name for name in REGISTRY["loss"] if "scores" in lookup("loss", name).about.needs]
+
+
+def test_list_losses_of_logits_are_those_of_their_scores():
+    """A loss of logits is the loss of one-dimensional embeddings compared by their product."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(5, 6, 1)).astype(np.float32)
+    logits[0] = 1.0
+    columns = make_columns(logits, score=jnp.asarray(rng.integers(3, size=(6, 4)) / 2, jnp.float32))
+
+    def values(name, similarity):
+        fields = {"similarity": similarity, "temperature": 1.0}
+        loss = build_loss(name, fields)
+        return loss.on_world(columns, local_world(columns), {})[0]
+
+    def every(similarity):
+        return {name: values(name, similarity) for name in LIST_LOSSES}
+
+    of_logits, of_products = (jax.jit(every, static_argnums=0)(name) for name in ("logit", "dot"))
+    assert len(of_logits) >= 9
+    for name in of_logits:
+        np.testing.assert_allclose(of_logits[name], of_products[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def trained(config, sources, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cross_encoder") / "run"
+    config = changed(config, train__steps=40, checkpoint__every=20, checkpoint__keep=5)
+    model = initial_cross_encoder(config, pair_loss(config))
+    result = fit(
+        config, workdir, sources=sources, evaluators={}, model=model, objective=pair_objective
+    )
+    assert result.finished
+    return config, workdir
+
+
+def test_it_learns_and_sentence_transformers_scores_alike(trained):
+    from sentence_transformers import CrossEncoder
+
+    _, workdir = trained
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    model = load_cross_encoder(workdir / "model")
+    pairs = [(record["query"], record["passages"][0]) for record in scored_lists()[:8]]
+    peer = CrossEncoder(str(workdir / "model"), device="cpu")
+    np.testing.assert_allclose(
+        model.score(*zip(*pairs, strict=True)), peer.predict(pairs), atol=1e-5
+    )
+
+
+def test_a_checkpoint_resumes_to_the_same_bits(trained, sources, tmp_path):
+    config, workdir = trained
+    again = tmp_path / "run"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "model")
+    shutil.rmtree(again / "checkpoints" / "40")
+    model = initial_cross_encoder(config, pair_loss(config))
+    fit(config, again, sources=sources, evaluators={}, model=model, objective=pair_objective)
+    first, second = (load_cross_encoder(path / "model").params for path in (workdir, again))
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_a_trained_one_goes_on_with_its_head(trained, config):
+    _, workdir = trained
+    model = initial_cross_encoder(
+        changed(config, model__name=str(workdir / "model")), pair_loss(config)
+    )
+    saved = load_cross_encoder(workdir / "model")
+    assert_equal(jax.device_get(model.params), jax.device_get(saved.params), 0.0)
+
+
+def test_a_backbone_gives_the_start_and_its_head_is_new(config, tiny_model):
+    import embed_jax
+
+    start = initial_cross_encoder(changed(config, model__name=str(tiny_model)), pair_loss(config))
+    base = embed_jax.load(str(tiny_model))
+    assert_equal(start.params["backbone"], base.params["backbone"], 0.0)
+    assert start.encoder.dim == 1
+
+
+def test_three_classes_are_three_logits(config):
+    records = [
+        {"sentence1": "a cat", "sentence2": f"a dog {number}", "label": number % 3}
+        for number in range(8)
+    ]
+    sources = {"only": RecordSource(records, record_fields(records))}
+    config = changed(config, loss__name="pair_cross_entropy", batch__in_batch_negatives=0)
+    loss, grads = gradient(config, sources)
+    assert loss == pytest.approx(np.log(3), abs=0.2)
+    assert grads["heads"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss__name": "info_nce"}, "a cross-encoder reads each pair"),
+        ({"model__pooling": "cls"}, "config.model.pooling: not for a cross-encoder, found 'cls'"),
+        ({"queue__size": 8}, "config.queue.size: not for a cross-encoder, found 8"),
+        ({"loss__mlm": 0.1}, "config.loss.mlm: not for a cross-encoder, found 0.1"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_one_line(config, sources, fields, message):
+    config = changed(config, **fields)
+    with pytest.raises(InputError, match=message) as error:
+        gradient(config, sources)
+    assert "\n" not in str(error.value)
+
+
+def test_in_batch_negatives_are_for_cross_encoders_only(config, sources):
+    config = changed(config, loss__name="margin_mse")
+    with pytest.raises(InputError, match="in_batch_negatives: for cross-encoders only, found 2"):
+        assemble(config, sources)
