@@ -48,5 +48,7 @@ def load_embedding_model(
     Raises:
         InputError: see `load_by_kind`; also for a cross-encoder.
     """
-    refuse_cross_encoder(resolve(str(name)))
-    return load_by_kind(name, max_length=max_length, compute_dtype=compute_dtype)  # type: ignore[return-value]
+    directory = resolve(str(name))
+    refuse_cross_encoder(directory)
+    load = lookup("model", model_type(directory))
+    return load(name, max_length=max_length, compute_dtype=compute_dtype)

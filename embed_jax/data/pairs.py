@@ -119,8 +119,8 @@ class TitledText(str):
         self.body = body
         return self
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # for pickle and copy
-        return str(self), self.body
+    def __reduce__(self) -> tuple[type[TitledText], tuple[str, str]]:
+        return type(self), (str(self), self.body)
 
 
 def join_title(title: str | None, text: str) -> str:
