@@ -76,7 +76,7 @@ def delete_words(rate: float, protected: str | Collection[str] = PROTECTED) -> A
     spared = _make_matcher(protected)
 
     def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
-        free = [place for place, word in enumerate(words) if not spared(word)]
+        free = [index for index, word in enumerate(words) if not spared(word)]
         return _remove_words(words, free, _round_randomly(rate * len(free), rng), rng)
 
     return _change_words(change)
@@ -94,7 +94,7 @@ def delete_one_word(protected: str | Collection[str] = PROTECTED) -> Augmentatio
     spared = _make_matcher(protected)
 
     def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
-        free = [place for place, word in enumerate(words) if not spared(word)]
+        free = [index for index, word in enumerate(words) if not spared(word)]
         return _remove_words(words, free, 1, rng)
 
     return _change_words(change)
@@ -148,8 +148,8 @@ def mask_span(
         start = int(rng.integers(len(words) - size + 1))
         span = range(start, start + size)
         return [
-            token if place in span and not spared(word) else word
-            for place, word in enumerate(words)
+            token if index in span and not spared(word) else word
+            for index, word in enumerate(words)
         ]
 
     return _change_words(change)
@@ -245,7 +245,7 @@ def _remove_words(
     """Removes `count` of the words at the positions `free`, but never all words."""
     count = min(count, len(free), len(words) - 1)
     gone = set(rng.choice(free, size=count, replace=False).tolist()) if count else ()
-    return [word for place, word in enumerate(words) if place not in gone]
+    return [word for index, word in enumerate(words) if index not in gone]
 
 
 def _check_rate(rate: float) -> None:

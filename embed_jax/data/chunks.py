@@ -72,10 +72,10 @@ def cut_records(
                 )
 
         return open_stream(reopened, records.name)
-    documents = (apply_to_record(text, record, number) for number, record in enumerate(records))
+    documents = (apply_to_record(text, record, index) for index, record in enumerate(records))
     pieces = [
-        (number, start, stop)
-        for number, _, ends in _cut_all(documents, tokenizer)
+        (index, start, stop)
+        for index, _, ends in _cut_all(documents, tokenizer)
         for start, stop in itertools.pairwise([0, *ends])
     ]
     if not pieces:
@@ -100,9 +100,9 @@ def _cut_all(
 
     numbered = enumerate(documents)
     while some := list(itertools.islice(numbered, TOGETHER)):
-        for (number, text), encoding in zip(some, encode([text for _, text in some]), strict=True):
+        for (index, text), encoding in zip(some, encode([text for _, text in some]), strict=True):
             if len(encoding):
-                yield number, text, _ends(text, encoding, encode, room, room)
+                yield index, text, _ends(text, encoding, encode, room, room)
 
 
 def _ends(text: str, encoding: Any, encode: Callable, room: int, most_tokens: int) -> list[int]:
@@ -148,7 +148,7 @@ def _cuts(encoding: Any, most_tokens: int) -> list[int]:
     return cuts
 
 
-def _last_position(places: Int[np.ndarray, " n"], first: int, size: int) -> int:
+def _last_position(positions: Int[np.ndarray, " n"], first: int, size: int) -> int:
     """Returns the last of ascending positions in first + 1 .. first + size, or 0."""
-    place = np.searchsorted(places, first + size, side="right") - 1
-    return int(places[place]) if place >= 0 and places[place] > first else 0
+    index = np.searchsorted(positions, first + size, side="right") - 1
+    return int(positions[index]) if index >= 0 and positions[index] > first else 0

@@ -94,8 +94,8 @@ def nli_triplets(
             record's index.
     """
     labels: dict[tuple[str, str], list[int | None]] = {}
-    for number, record in enumerate(records):
-        premise, hypothesis, label = apply_to_record(_read, record, number)
+    for index, record in enumerate(records):
+        premise, hypothesis, label = apply_to_record(_read, record, index)
         labels.setdefault((premise, hypothesis), []).append(label)
 
     unlabelled = empty = conflicting = duplicates = neutral = 0

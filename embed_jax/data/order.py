@@ -80,8 +80,8 @@ class MixedStream:
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         records = np.empty(len(positions), np.int64)
         which, places = self.schedule.at(positions)
-        for number, stream in enumerate(self.streams):
-            mine = which == number
+        for index, stream in enumerate(self.streams):
+            mine = which == index
             records[mine] = stream.take(places[mine])
         return records
 
@@ -208,8 +208,8 @@ def _shuffled_turns(turns: tuple[int, ...], seed: int, epoch: int) -> tuple[np.n
     whose = np.repeat(np.arange(len(turns)), turns)
     np.random.default_rng([seed, epoch]).shuffle(whose)
     earlier = np.empty_like(whose)
-    for number, count in enumerate(turns):
-        earlier[whose == number] = np.arange(count)
+    for index, count in enumerate(turns):
+        earlier[whose == index] = np.arange(count)
     return whose, earlier
 
 
@@ -261,10 +261,10 @@ def make_turns(
         )
     target_counts = shares / shares.sum() * sum(lengths)
     turns = np.maximum(np.floor(target_counts).astype(int), 1)
-    for number in np.argsort(turns - target_counts, kind="stable")[
+    for index in np.argsort(turns - target_counts, kind="stable")[
         : max(sum(lengths) - turns.sum(), 0)
     ]:
-        turns[number] += 1
+        turns[index] += 1
     return TurnSchedule(tuple(turns.tolist()), seed)
 
 
@@ -356,7 +356,7 @@ def make_distinct_batches(
     numbers = order.tolist()
     batches: list[list[int]] = []
     waiting: dict[int, deque[int]] = {}  # positions in the order, by the code that they wait for
-    place = 0
+    position = 0
     while True:
         batch: list[int] = []
         used: set[int] = set()
@@ -369,14 +369,14 @@ def make_distinct_batches(
                     del waiting[code]
                 used.update(has[first])
                 batch.append(numbers[first])
-        while len(batch) < batch_size and place < len(numbers):
-            blocking = next((code for code in has[place] if code in used), None)
+        while len(batch) < batch_size and position < len(numbers):
+            blocking = next((code for code in has[position] if code in used), None)
             if blocking is None:
-                used.update(has[place])
-                batch.append(numbers[place])
+                used.update(has[position])
+                batch.append(numbers[position])
             else:
-                waiting.setdefault(blocking, deque()).append(place)
-            place += 1
+                waiting.setdefault(blocking, deque()).append(position)
+            position += 1
         if len(batch) < batch_size:
             return np.array(batches, np.int64).reshape(-1, batch_size)
         batches.append(batch)

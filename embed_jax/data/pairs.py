@@ -286,10 +286,10 @@ def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
         """Returns the sum over sets of `size` codes (`values` of `rows`) and any of the `rest`."""
         counts = np.bincount(values)
         total = (-1) ** (size + 1) * int((counts * (counts - 1)).sum()) if size else 0
-        for place, further_text in enumerate(rest):
+        for index, further_text in enumerate(rest):
             there = further_text[rows] >= 0
             together = joined(values[there], further_text[rows[there]])
-            total += signed(size + 1, rows[there], together, rest[place + 1 :])
+            total += signed(size + 1, rows[there], together, rest[index + 1 :])
         return total
 
     rest = [codes[name][:, 0] for name in codes if name != "text"]

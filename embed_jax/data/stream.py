@@ -71,8 +71,8 @@ def stream_batches(
         passed = 0  # records read in this epoch
         order: list[tuple[int, Record]] = []
         records = enumerate(stream.open())
-        for number in itertools.count():
-            first = number * window
+        for window_index in itertools.count():
+            first = window_index * window
             if first + window <= skip:
                 passed += sum(1 for _ in itertools.islice(records, window))
                 if passed < first + window:
@@ -80,7 +80,7 @@ def stream_batches(
                 continue
             part = list(itertools.islice(records, window))
             passed += len(part)
-            np.random.default_rng([seed, epoch, number]).shuffle(part)
+            np.random.default_rng([seed, epoch, window_index]).shuffle(part)
             order += part[max(skip - first, 0) :]
             while len(order) >= batch_size:
                 yield order[:batch_size]

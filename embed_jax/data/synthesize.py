@@ -359,7 +359,7 @@ def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     whole = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for line_number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
@@ -368,7 +368,7 @@ def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
                     key, _, _ = answer.pop("key"), answer["queries"], answer["date"]
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise InputError(
-                        f"{path}:{number}: damaged; take the line out to ask for it again"
+                        f"{path}:{line_number}: damaged; take the line out to ask for it again"
                     ) from None
                 answers[key] = answer
     except OSError as error:

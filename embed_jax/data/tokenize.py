@@ -310,7 +310,9 @@ def _append_eos(hf: Any) -> Any:
         raise InputError("append_eos: the tokenizer has no end-of-text token (eos_token)")
     encoding = hf.backend_tokenizer.encode("a")
     ids = [
-        number for number, seen in zip(encoding.ids, encoding.attention_mask, strict=True) if seen
+        token_id
+        for token_id, seen in zip(encoding.ids, encoding.attention_mask, strict=True)
+        if seen
     ]  # no padding
     if ids[-1:] and ids[-1] in hf.all_special_ids:
         return hf

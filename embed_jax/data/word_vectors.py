@@ -88,7 +88,7 @@ def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -
     # word as it is, and of an unknown one leaves out each unknown character. Here these are all,
     # since it looks for "▁" and for the other characters with a line's end before them.
     model = models.BPE(
-        vocab={BEGIN + word: number for number, word in enumerate(words)},
+        vocab={BEGIN + word: index for index, word in enumerate(words)},
         merges=[],
         ignore_merges=True,
         continuing_subword_prefix="\n",

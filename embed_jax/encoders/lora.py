@@ -79,19 +79,19 @@ def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) 
         if not any(matched.values()):
             names = {part.module.rpartition(".")[2] for part in maps.values()}
             raise InputError(unknown("target of an adapter", target, {*names, ALL_LINEAR}))
-        for path, number in matched.items():
-            if 0 < number < layers:
+        for path, count in matched.items():
+            if 0 < count < layers:
                 raise InputError(
-                    f"target {target!r} of an adapter: means {maps[path].module!r} in {number} of "
+                    f"target {target!r} of an adapter: means {maps[path].module!r} in {count} of "
                     f"{layers} layers; all or none is supported"
                 )
-        chosen |= {path for path, number in matched.items() if number}
+        chosen |= {path for path, count in matched.items() if count}
     return tuple(path for path in maps if path in chosen)
 
 
 def _matches(target: str, module: str, layers: int) -> int:
     """Returns the number of layers in which a target names a module."""
-    names = [module.format(number) for number in range(layers)]
+    names = [module.format(layer) for layer in range(layers)]
     try:
         pattern = re.compile(target)
     except re.error:

@@ -40,7 +40,7 @@ def alternate_layer_types(layers: int, every: int = 3) -> tuple[str, ...]:
     >>> alternate_layer_types(4)
     ('full', 'sliding', 'sliding', 'full')
     """
-    return tuple(SLIDING if number % every else FULL for number in range(layers))
+    return tuple(SLIDING if index % every else FULL for index in range(layers))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,11 +204,12 @@ def read_rope(
             f"only {types[0]!r} is" if len(types) == 1 else f"accepted are {', '.join(types)}"
         )
         raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; {accepted}")
-    for place, values in ((f"{name}.", fields), ("", config_json)):
+    for prefix, values in ((f"{name}.", fields), ("", config_json)):
         if values.get("partial_rotary_factor") not in (None, 1):
             value = values["partial_rotary_factor"]
             raise InputError(
-                f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is"
+                f"config.json: {prefix}partial_rotary_factor {value!r} is not supported; "
+                "only 1.0 is"
             )
     required, optional = TYPES[kind]
     values = {

@@ -56,12 +56,16 @@ def read_router(directory: Path) -> Routes | None:
     """
     path = directory / "modules.json"
     entries = modules.read_entries(path) if path.is_file() else []
-    places = [place for place, (kind, _) in enumerate(entries) if kind in modules.ROUTERS]
-    if not places:
+    positions = [index for index, (kind, _) in enumerate(entries) if kind in modules.ROUTERS]
+    if not positions:
         return None
-    if len(places) > 1:
-        raise InputError(f"{path}: found {len(places)} modules with routes, expected one")
-    before, (_, folder), after = entries[: places[0]], entries[places[0]], entries[places[0] + 1 :]
+    if len(positions) > 1:
+        raise InputError(f"{path}: found {len(positions)} modules with routes, expected one")
+    before, (_, folder), after = (
+        entries[: positions[0]],
+        entries[positions[0]],
+        entries[positions[0] + 1 :],
+    )
     path = directory / folder / CONFIG
     path = path if path.is_file() else directory / folder / OLDER_CONFIG
     types, structure, parameters = _read_config(path)

@@ -46,25 +46,28 @@ def keep_layers(
             from the others.
     """
     layers, number = list(layers), spec.backbone.num_layers
-    place = f"layers {','.join(map(str, layers))}"
+    description = f"layers {','.join(map(str, layers))}"
     if "layers" not in params["backbone"]:
         raise InputError(
-            f"{place}: a backbone of the family {spec.backbone.family!r} has no layers"
+            f"{description}: a backbone of the family {spec.backbone.family!r} has no layers"
         )
     if not layers:
         raise InputError(f"layers: expected one or more of 0 to {number - 1}, found none")
     for layer in layers:
         if not 0 <= layer < number:
-            raise InputError(f"{place}: expected numbers from 0 to {number - 1}, found {layer}")
+            raise InputError(
+                f"{description}: expected numbers from 0 to {number - 1}, found {layer}"
+            )
     for before, layer in zip(layers, layers[1:], strict=False):
         if layer <= before:
             raise InputError(
-                f"{place}: expected ascending numbers, each once, found {layer} after {before}"
+                f"{description}: expected ascending numbers, each once, "
+                f"found {layer} after {before}"
             )
     family = spec.backbone.family
     if layers[0] and lookup("backbone", family).absent:
         raise InputError(
-            f"{place}: expected 0 among them: the first layer of a {family} encoder is built "
+            f"{description}: expected 0 among them: the first layer of a {family} encoder is built "
             "otherwise"
         )
 

@@ -221,7 +221,7 @@ def write_tensors(
         write_safetensors(directory / WEIGHTS, tensors)
         return
     files = [
-        f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+        f"model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)
     ]
     for file, shard in zip(files, shards, strict=True):
         write_safetensors(directory / file, shard)
@@ -273,7 +273,7 @@ def params_from_tensors(
         shape = (shape[0] * count, *shape[1:])
         views: list[np.ndarray | None] = []
         for key in (
-            [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]
+            [name.format(layer) for layer in range(leaf.shape[0])] if "{}" in name else [name]
         ):
             if key in family.absent:
                 views.append(None)
@@ -343,8 +343,8 @@ def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
         name, transposed, part, _ = _source(family.tensors, path)
-        for number, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
-            key, value = name.format(number), np.asarray(value, param_dtype(leaf.dtype))
+        for layer, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
+            key, value = name.format(layer), np.asarray(value, param_dtype(leaf.dtype))
             if key not in family.absent:
                 parts.setdefault(key, {})[part] = value.T if transposed else value
     return {

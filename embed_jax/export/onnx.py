@@ -162,8 +162,8 @@ def make_embed_function(model: SentenceEncoder, dtype: Any = np.float32) -> tupl
         states = _states(spec, backbone, params, tokens)
         vectors = [_pool(name, states, present, pooled) for name in spec.pooling.split("+")]
         x = jnp.concatenate(vectors, axis=-1)
-        for number, head in enumerate(spec.heads):
-            x = head.apply(params["heads"].get(str(number), {}), x)
+        for index, head in enumerate(spec.heads):
+            x = head.apply(params["heads"].get(str(index), {}), x)
         return x
 
     return embed, params

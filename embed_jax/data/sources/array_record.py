@@ -80,16 +80,16 @@ def write_array_record(
         raise InputError(
             f"{path}: expected 1 to {len(records)} shards, one record each at least, found {shards}"
         )
-    ends = [len(records) * number // shards for number in range(shards + 1)]
+    ends = [len(records) * index // shards for index in range(shards + 1)]
     files = [
-        path.with_name(f"{path.name}-{number:05d}-of-{shards:05d}{ENDING}")
-        for number in range(shards)
+        path.with_name(f"{path.name}-{index:05d}-of-{shards:05d}{ENDING}")
+        for index in range(shards)
     ]
     beside = [file.with_name(f".{file.name}.{os.getpid()}") for file in files]
     try:
-        for number, file in enumerate(beside):
+        for index, file in enumerate(beside):
             with contextlib.closing(ArrayRecordWriter(os.fspath(file), "group_size:1")) as writer:
-                for record in records[ends[number] : ends[number + 1]]:
+                for record in records[ends[index] : ends[index + 1]]:
                     writer.write(json.dumps(record, ensure_ascii=False).encode())
         for file, final in zip(beside, files, strict=True):
             os.replace(file, final)

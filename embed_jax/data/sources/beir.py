@@ -57,8 +57,8 @@ def read_hub(name: str, split: str = "test") -> SearchTask:
 
     def records(config: str, split: str) -> Iterator[tuple[str, Any]]:
         source = f"hf:{name}:{config}" + (f"@{revision}" if revision else "")
-        for number, record in enumerate(open_raw(source, split)):
-            yield f"{source}: record {number}", record
+        for index, record in enumerate(open_raw(source, split)):
+            yield f"{source}: record {index}", record
 
     odd: Counter[str] = Counter()
     corpus = _by_id(records("corpus", "corpus"), odd, title=True)

@@ -107,8 +107,8 @@ def module_pairs(path: Path, module: str) -> Iterator[DocumentedFunction]:
         positive = textwrap.dedent("\n".join(code)).strip()
         count[name] = count.get(name, 0) + 1
         # A repeated name is a property's setter, or another platform's version.
-        number = f"#{count[name]}" if count[name] > 1 else ""
-        yield DocumentedFunction(f"{module}:{name}{number}", module, anchor, positive)
+        suffix = f"#{count[name]}" if count[name] > 1 else ""
+        yield DocumentedFunction(f"{module}:{name}{suffix}", module, anchor, positive)
 
 
 def first_sentence(docstring: str) -> str:

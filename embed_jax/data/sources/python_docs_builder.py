@@ -49,8 +49,8 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(side) for split, side in sides.items()}
 
     def _generate_examples(self, pairs: list[docstrings.DocumentedFunction]):
-        for number, pair in enumerate(pairs):
-            yield number, dataclasses.asdict(pair)
+        for index, pair in enumerate(pairs):
+            yield index, dataclasses.asdict(pair)
 
 
 def download_config() -> tfds.download.DownloadConfig:
