@@ -38,6 +38,7 @@ FAMILIES = {
     "mpnet": ("MPNet", "MPNet"),
     "distilbert": ("DistilBert", "DistilBert"),
     "electra": ("Electra", "Electra"),
+    "deberta-v2": ("DebertaV2", "DebertaV2"),
 }
 
 
@@ -54,6 +55,10 @@ def made_tokenizer(name):
     if name == "xlm-roberta":
         pieces = dict.fromkeys([*marks, "▁", *LETTERS, *(f"▁{word}" for word in WORDS)])
         return kind(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
+    if name == "deberta-v2":
+        marks = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+        pieces = dict.fromkeys([*marks, "▁", *LETTERS, *(f"▁{word}" for word in WORDS), "[MASK]"])
+        return kind(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3)
     marks = (
         ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
         if name == "mpnet"
@@ -86,6 +91,8 @@ def made_model(name, directory, num_labels=1, **changes):
             "num_attention_heads": 4,
             "intermediate_size": 64,
         }
+    if name == "deberta-v2":
+        settings |= {"relative_attention": True, "pos_att_type": "p2c|c2p"}
     torch.manual_seed(0)
     prefix = FAMILIES[name][0]
     config = getattr(transformers, f"{prefix}Config")(**settings | changes)

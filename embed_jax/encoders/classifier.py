@@ -146,6 +146,16 @@ FORMS = {  # by the backbone's family
     "nomic_bert": ClassifierForm(
         "NomicBertForSequenceClassification", POOLER, {"dropout": 0.0}, RATES
     ),
+    "deberta-v2": ClassifierForm(
+        "DebertaV2ForSequenceClassification",
+        (hidden_layer("pooler.dense"), DROPOUT, logits_layer("classifier")),
+        {"activation": "gelu"},
+        {
+            "activation": ("pooler_hidden_act",),
+            "dropout": ("cls_dropout", "hidden_dropout_prob"),
+        },
+    ),
+    "new": ClassifierForm("NewForSequenceClassification", POOLER, fields=RATES),
     "modernbert": ClassifierForm(
         "ModernBertForSequenceClassification",
         (hidden_layer("head.dense"), norm_layer("head.norm"), DROPOUT, logits_layer("classifier")),

@@ -82,7 +82,8 @@ CONFIG = _table(
     ),
     (
         TEXT,
-        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
+        "model_type hidden_act pooler_hidden_act hidden_activation activation "
+        "activation_function feed_forward_proj "
         "_name_or_path position_embedding_type sbert_ce_default_activation_function "
         "norm_rel_ebd layer_norm_type",
     ),

@@ -40,6 +40,7 @@ FAMILIES = {
         {"max_position_embeddings": 34, "pad_token_id": 1, "type_vocab_size": 1},
     ),
     "nomic_bert": ("NomicBert", {"pad_token_id": 0}),
+    "deberta-v2": ("DebertaV2", {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
     "modernbert": ("ModernBert", MODERN),
     "modernbert-mean": (
         "ModernBert",
@@ -299,6 +300,12 @@ BACKBONE = BertConfig()
         ("modernbert", {"classifier_dropout": 0.3}, (2, "gelu", [0.3])),
         ("modernbert", {"classifier_activation": "silu"}, (2, "silu", [0.0])),
         ("nomic_bert", {}, (2, "tanh", [0.0])),
+        ("deberta-v2", {"hidden_dropout_prob": 0.3}, (2, "gelu", [0.3])),
+        (
+            "deberta-v2",
+            {"cls_dropout": 0.0, "hidden_dropout_prob": 0.3, "pooler_hidden_act": "tanh"},
+            (2, "tanh", [0.0]),
+        ),
     ],
 )
 def test_head_by_config(family, config, expected):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
@@ -23,6 +24,7 @@ from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
+from embed_jax.parallel.mesh import make_mesh, param_specs
 from embed_jax.registry import lookup
 from embed_jax.types import num_params
 
@@ -308,6 +310,24 @@ def test_copies_of_an_example_have_one_dropout_mask(ids, make_batch):
     shared, own = embed(same_mask_columns=2), embed()
     np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-5)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2
+
+
+def test_large_parameters_are_split_over_a_mesh():
+    """Both axes split each matrix of the layers, also where distances have their own."""
+    spec = random_spec("deberta-tiny", vocab_size=64)
+    backbone = dataclasses.replace(
+        spec.backbone, share_projections=False, absolute_positions=True, max_positions=32
+    )
+    encoder = build_encoder(dataclasses.replace(spec, backbone=backbone))
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+    specs = param_specs(shapes, encoder.sharding, make_mesh(8, fsdp=2, tensor=2))["backbone"]
+    layers = specs["layers"]
+    for name in ("query", "key", "value", "distance_query", "distance_key", "up"):
+        assert layers[name]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+        assert layers[name]["bias"] == PartitionSpec(None, "tensor")
+    for name in ("output", "down"):
+        assert layers[name]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["embeddings"]["token"] == specs["embeddings"]["position"] != PartitionSpec()
 
 
 # ---- tokenizer

@@ -15,12 +15,15 @@ from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.heads import Dense, Dropout
 from embed_jax.encoders.nomic import NomicConfig
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.read_classifier import read_classifier
 from embed_jax.encoders.rope import Rope, frequencies
-from embed_jax.encoders.spec import random_spec
+from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model
+from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import num_params
@@ -267,6 +270,51 @@ def test_names_of_a_bigger_model(tmp_path):
     }
     result = read_model(write(tmp_path / "bigger", fields, bigger))
     jax.tree.map(np.testing.assert_array_equal, result.params, expected.params)
+
+
+def test_a_classifier_of_the_pooled_first_token(ids, packed, tiny_tokenizer, tmp_path):
+    """NewForSequenceClassification: tanh(dense(x)) of the first token, then the classifier."""
+    torch = pytest.importorskip("torch")
+    tensors = make_tensors(FIELDS)
+    rng = np.random.default_rng(1)
+    head = {
+        name: rng.normal(0, 0.3, shape).astype(np.float32)
+        for name, shape in {
+            "new.pooler.dense.weight": (32, 32),
+            "new.pooler.dense.bias": (32,),
+            "classifier.weight": (3, 32),
+            "classifier.bias": (3,),
+        }.items()
+    }
+    fields = FIELDS | {
+        "architectures": ["NewForSequenceClassification"],
+        "id2label": {str(number): f"LABEL_{number}" for number in range(3)},
+        "classifier_dropout": 0.2,
+    }
+    whole = {f"new.{name}": value for name, value in tensors.items()} | head
+    saved = read_classifier(write(tmp_path / "model", fields, whole))
+    assert saved.spec == EncoderSpec(
+        CONFIG,
+        "cls",
+        (Dense(32, 32, activation="tanh"), Dropout(0.2), Dense(32, 3, activation="identity")),
+    )
+    result = build_encoder(saved.spec).apply(saved.params, packed)
+    peer = {name: torch.tensor(value) for name, value in tensors.items()}
+    first = np.stack([reference(FIELDS, peer, x)[0].numpy() for x in ids])
+    pooled = np.tanh(first @ head["new.pooler.dense.weight"].T + head["new.pooler.dense.bias"])
+    expected = pooled @ head["classifier.weight"].T + head["classifier.bias"]
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+    write_classifier(
+        tmp_path / "ours",
+        saved.spec,
+        saved.params,
+        tokenizer=load_tokenizer(tiny_tokenizer, 32),
+        max_length=32,
+        activation="identity",
+    )
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, written, whole)
 
 
 @pytest.mark.parametrize(
