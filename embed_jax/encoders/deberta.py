@@ -310,6 +310,12 @@ def read_config(config_json: Mapping[str, Any]) -> DebertaConfig:
         in [name.strip() for name in fields["norm_rel_ebd"].lower().split("|")],
     )
     activation(config.activation)
+    least = config.position_buckets // 2 + 2  # fewer distances leave nothing for wide buckets
+    if config.position_buckets and config.max_distance < least:
+        raise InputError(
+            f"config.json: max_relative_positions: expected {least} or more for "
+            f"{config.position_buckets} position_buckets, found {config.max_distance}"
+        )
     return config
 
 

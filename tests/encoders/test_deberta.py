@@ -226,6 +226,10 @@ def test_names_of_published_files(tmp_path):
         ({"attention_head_size": 16}, "attention_head_size 16 is not supported; only 8 is"),
         ({"pos_att_type": "c2p|p2p"}, "pos_att_type: unknown term 'p2p'"),
         ({"pos_att_type": None}, "pos_att_type: expected one or more of c2p, p2c, found none"),
+        (
+            {"max_relative_positions": 5},
+            "max_relative_positions: expected 6 or more for 8 position_buckets, found 5",
+        ),
         ({"hidden_act": "swish7"}, "unknown activation 'swish7'"),
         ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size 32"),
         ({"vocab_size": None}, "missing vocab_size"),
