@@ -37,7 +37,8 @@ from embed_jax.types import Params
 SETTINGS = "config_sentence_transformers.json"
 DEFAULT_SETTINGS = EncodingSettings()
 # Files of an earlier model that may be replaced, even if the new one lacks them
-REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+REPLACED = {"README.md", ".gitattributes", "config.json", "chat_template.jinja"}
+REPLACED |= {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 
 
 @runtime_checkable
