@@ -316,7 +316,8 @@ def load_cross_encoder(
 
     Args:
         name: a directory (sentence-transformers' CrossEncoder, or transformers'
-            *ForSequenceClassification or *ForCausalLM), or a hub name.
+            *ForSequenceClassification or *ForCausalLM), or a hub name. A plain language model
+            gives the logit of its token "yes" less that of "no".
         max_length: cut pairs at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 

@@ -429,6 +429,9 @@ def test_a_cross_encoder_is_known_by_its_files(bert, tiny_model, tmp_path):
     )
     load_cross_encoder(str(bert)).save(tmp_path / "saved")
     assert is_cross_encoder(tmp_path / "saved")
+    # Versions 2 and 3 of sentence-transformers look for the activation here.
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["sbert_ce_default_activation_function"].endswith("Sigmoid")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds"):
