@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "scores on tasks and suites, comparisons, leaderboards, diagnoses",
     "encode": "embeddings of a file of texts",
     "mine": "hard negatives from a search",
+    "annotate": "scores of a teacher for pairs, lists or runs",
     "pairs": "training pairs from clicks, groups or candidates",
     "audit": "false negatives and duplicates of a training file",
     "synthesize": "queries by a language model, and filters of weak pairs",

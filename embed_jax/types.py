@@ -16,6 +16,7 @@ T = TypeVar("T")
 AnyArray = jax.Array | np.ndarray  # of JAX or of NumPy
 Number = float | Float[Array, ""]  # an argument of a loss; the latter of one on a schedule
 Params = Any  # a tree of arrays
+QueryPassage = tuple[str, str]  # a query and a passage
 Record = Mapping[str, Any]  # one example of a data set: fields by name
 # What is measured during training: (texts -> embeddings) -> {metric: value}
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]

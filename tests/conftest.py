@@ -178,3 +178,52 @@ def sentences():
     ]
     assert len(set(made)) == len(made)
     return made
+
+
+@pytest.fixture
+def json_server():
+    """`json_server(answer) -> base URL` of a server on loopback; several may run at a time.
+
+    `answer(path, headers, content)` returns (status, headers, body in bytes), or what the body has
+    as JSON.
+    """
+    import json
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    servers = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                result = answer(self.path, dict(self.headers), content)
+                is_raw = isinstance(result, tuple)
+                status, headers, body = result if is_raw else (200, {}, json.dumps(result).encode())
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+            def handle(self):
+                try:
+                    super().handle()
+                except ConnectionError:  # the other side was killed
+                    pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -9,18 +9,17 @@ model always gets the passage, and writes the other side.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.data.sources.files import iter_lines
-from embed_jax.errors import InputError, RunError
+from embed_jax.errors import InputError
+from embed_jax.journal import Journal, whole_lines
 from embed_jax.registry import unknown
 from embed_jax.remote.server import Failed
 
@@ -269,27 +268,13 @@ class AnswerCache:
         Raises:
             InputError: the file can't be written, is in use by another process, or is damaged.
         """
-        import fcntl
+        self.path = path
+        self.answers: dict[str, dict[str, Any]] = {}
+        self._journal = Journal(path, self._read_line)
 
-        try:
-            self._file = path.open("ab")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-        try:
-            try:
-                # The system releases the lock however the process ends.
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{path}: in use by another run with the same output") from None
-            if not path.exists() or path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
-                raise InputError(
-                    f"{path}: another run with the same output ended just now; try again"
-                )
-            self.path, (self.answers, whole) = path, _read_answers(path)
-            self._file.truncate(whole)
-        except BaseException:
-            self._file.close()
-            raise
+    def _read_line(self, line_number: int, line: bytes) -> None:
+        key, answer = _parse_line(self.path, line_number, line)
+        self.answers[key] = answer
 
     def __enter__(self) -> AnswerCache:
         return self
@@ -297,8 +282,7 @@ class AnswerCache:
     def __exit__(self, *_) -> None:
         if not self.answers:
             self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # `add` has reported what could not be written
-            self._file.close()
+        self._journal.close()
 
     def add(self, key: str, answer: Mapping[str, Any]) -> None:
         """Adds an answer to the file.
@@ -306,20 +290,16 @@ class AnswerCache:
         Raises:
             RunError: it can't be written.
         """
-        try:
-            self._file.write(
-                json.dumps({"key": key, **answer}, ensure_ascii=False).encode() + b"\n"
-            )
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self._journal.append(
+            json.dumps({"key": key, **answer}, ensure_ascii=False).encode() + b"\n"
+        )
         self.answers[key] = dict(answer)
 
 
 def read_cached_answers(path: Path) -> dict[str, dict[str, Any]]:
     """Reads the answers in a cache file without changing it; {} if there is no such file."""
-    return _read_answers(path)[0] if path.exists() else {}
+    lines = whole_lines(path) if path.exists() else ()
+    return dict(_parse_line(path, line_number, line) for line_number, line in lines)
 
 
 def synthetic_records(
@@ -353,27 +333,16 @@ def synthetic_records(
             }
 
 
-def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Reads the answers by key, and returns also the number of bytes of whole lines."""
-    answers: dict[str, dict[str, Any]] = {}
-    whole = 0
+def _parse_line(path: Path, line_number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+    """Returns the key and the answer of a line of a cache file."""
     try:
-        with path.open("rb") as file:
-            for line_number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                try:
-                    answer = json.loads(line)
-                    key, _, _ = answer.pop("key"), answer["queries"], answer["date"]
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise InputError(
-                        f"{path}:{line_number}: damaged; take the line out to ask for it again"
-                    ) from None
-                answers[key] = answer
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    return answers, whole
+        answer = json.loads(line)
+        key, _, _ = answer.pop("key"), answer["queries"], answer["date"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}:{line_number}: damaged; take the line out to ask for it again"
+        ) from None
+    return key, answer
 
 
 def _first_json(text: str) -> Any:

@@ -58,6 +58,21 @@ def resolve(name: str) -> Path:
     )
 
 
+def digest_files(directory: Path) -> str:
+    """Returns 32 hex digits of the files that a model is made of: weights, tokenizer, settings.
+
+    Args:
+        directory: the model's; its own name and other files, such as a README, do not count.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    paths = {path for pattern in HUB_FILES for path in directory.rglob(pattern) if path.is_file()}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(directory).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -13,6 +13,15 @@ from __future__ import annotations
 from embed_jax.public import public_names
 
 _MODULES = {
+    "annotate": (
+        "RunLists",
+        "in_blocks",
+        "record_lists",
+        "score_missing",
+        "scored_lists",
+        "similarity_scorer",
+        "teacher_margin",
+    ),
     "bm25": ("BM25Searcher", "bm25_search", "bm25_searcher"),
     "calibration": ("calibrate",),
     "compressed": ("CompressedIndex",),
@@ -21,6 +30,7 @@ _MODULES = {
     "passages": ("passage_search", "split_passages"),
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),
+    "score_store": ("ScoreStore", "read_score_file"),
     "topk": ("dense_search", "top_k"),
 }
 __all__, __getattr__, __dir__ = public_names(__name__, _MODULES)
