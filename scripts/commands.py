@@ -118,6 +118,15 @@ def load_model(name: str) -> Any:
     return load(name)
 
 
+def load_cross_encoder(name: str) -> Any:
+    """Loads a cross-encoder by name or from a run's directory; keeps compiled programs."""
+    import embed_jax
+    from embed_jax.runtime import enable_compilation_cache
+
+    enable_compilation_cache()
+    return embed_jax.load_cross_encoder(name)
+
+
 def load_encoder(name: str) -> Any:
     """Loads a model like `load_model`, for commands that need a single encoder.
 

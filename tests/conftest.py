@@ -168,6 +168,34 @@ def tiny_model(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory, tiny_tokenizer):
+    """`(num_labels=1) -> directory` with a random cross-encoder of two layers, at most 40 tokens.
+
+    Its weights are large, so that scores of different pairs are far apart.
+    """
+    import functools
+
+    from embed_jax.cross_encoder import CrossEncoder
+    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.encoders.build import build_encoder
+    from embed_jax.encoders.classifier import make_classifier
+    from embed_jax.encoders.spec import random_spec
+
+    @functools.cache
+    def make(num_labels=1):
+        tokenizer = load_tokenizer(tiny_tokenizer, 40)
+        backbone = random_spec("tiny", vocab_size=tokenizer.vocab_size).backbone
+        spec = make_classifier(backbone, num_labels)
+        params = build_encoder(spec).init(jax.random.key(num_labels))
+        params = {**params, "heads": jax.tree.map(lambda leaf: 20 * leaf, params["heads"])}
+        directory = tmp_path_factory.mktemp("cross_encoder") / f"tiny-{num_labels}"
+        CrossEncoder(spec, params, tokenizer).save(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def sentences():
     """200 made sentences of uneven length, all different."""
     rng = np.random.default_rng(0)

@@ -74,6 +74,10 @@ class Embedder:
         stored = np.memmap(self._file, np.float32, "r", shape=(len(self._rows), self._dim))
         return stored[[self._rows[key] for key in keys]]
 
+    def describe_work(self) -> str:
+        """Returns how many texts the model was given, in words."""
+        return f"{self.embedded} texts embedded"
+
     def _add(self, keys: Sequence[bytes], texts: Sequence[str], options: Mapping[str, Any]) -> None:
         vectors = np.asarray(self._encode(texts, **options), np.float32)
         self._dim = self._dim or (vectors.shape[1] if vectors.ndim == 2 else 0)

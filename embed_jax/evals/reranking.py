@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources.tasks import describe_split, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, mrr, ndcg
@@ -31,9 +33,9 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     """Opens a reranking task by mteb's protocol; the main score is "map".
 
     It is the mean average precision of each query's own candidates. A candidate's score is its
-    similarity with the query; of several queries of a record the largest, the rule of mteb before
-    version 2, which reads one query for each record. Records without a positive or without a
-    negative are left out, with a note, as in mteb.
+    similarity with the query, or a cross-encoder's score of the two; of several queries of a record
+    the largest, the rule of mteb before version 2, which reads one query for each record. Records
+    without a positive or without a negative are left out, with a note, as in mteb.
 
     Args:
         data: a file, a directory or a data set of the hub; see `read_reranking`.
@@ -62,6 +64,16 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     unusable = len(records) - len(usable)
     left_out = f"{unusable} of {len(records)} records left out: no positive or no negative"
 
+    def outcome(scores: Sequence[Mapping[str, float]]) -> Outcome:
+        sides = (
+            [
+                np.array([query_scores[text] for text in texts])
+                for query_scores, texts in zip(scores, side, strict=True)
+            ]
+            for side in (positives, negatives)
+        )
+        return reranking_outcome(*sides, notes=[left_out] if unusable else [])
+
     def evaluate(embed: Embed) -> Outcome:
         query, document = (
             functools.partial(embed, use=Use(name, KIND, side)) for side in (QUERY, DOCUMENT)
@@ -76,16 +88,25 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
         for texts, query_vectors, vectors in columns:
             matrix = similarity_matrix(query_vectors, vectors, similarity or embed.similarity)
             scores.append(dict(zip(texts, matrix.max(axis=0).tolist(), strict=True)))
-        sides = (
-            [
-                np.array([query_scores[text] for text in texts])
-                for query_scores, texts in zip(scores, side, strict=True)
-            ]
-            for side in (positives, negatives)
-        )
-        return reranking_outcome(*sides, notes=[left_out] if unusable else [])
+        return outcome(scores)
 
-    return Task(name, KIND, "queries", [tuple(query) for query in queries], evaluate)
+    def evaluate_pairs(score_pairs: PairScorer) -> Outcome:
+        pairs = [
+            (number, query, text)
+            for number, texts in enumerate(candidates)
+            for query in queries[number]
+            for text in texts
+        ]
+        _, firsts, seconds = zip(*pairs, strict=True)
+        scores: list[dict[str, float]] = [{} for _ in candidates]
+        for (number, _, text), score in zip(
+            pairs, score_pairs(firsts, seconds).tolist(), strict=True
+        ):
+            scores[number][text] = max(score, scores[number].get(text, -math.inf))
+        return outcome(scores)
+
+    items = [tuple(query) for query in queries]
+    return Task(name, KIND, "queries", items, evaluate, evaluate_pairs)
 
 
 def reranking_outcome(

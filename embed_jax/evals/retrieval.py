@@ -45,7 +45,7 @@ def open_task(
     ignore_identical_ids: bool = False,
     passage_words: int = 0,
     passage_overlap: int = 0,
-) -> Task:
+) -> RetrievalTask:
     """Opens a retrieval task by BEIR's and mteb's protocol.
 
     The main score is nDCG at the cut-off 10, or at the lowest without it.
@@ -76,22 +76,56 @@ def open_task(
     corpus, queries, qrels = open_retrieval_task(data, split)
     check_qrels(corpus, queries, qrels)
 
-    def evaluate(embed: Embed) -> Outcome:
-        search = search_with(
-            embed,
-            functools.partial(Use, name, "Retrieval"),
-            similarity=similarity or embed.similarity,
-            passage_words=passage_words,
-            passage_overlap=passage_overlap,
+    def search(embed: Embed, depth: int) -> Run:
+        return search_task(
+            search_with(
+                embed,
+                functools.partial(Use, name, "Retrieval"),
+                similarity=similarity or embed.similarity,
+                passage_words=passage_words,
+                passage_overlap=passage_overlap,
+            ),
+            corpus,
+            queries,
+            qrels,
+            ks=[*ks, depth],
+            ignore_identical_ids=ignore_identical_ids,
         )
-        result = evaluate_search(
-            search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
-        )
+
+    def score(run: Run) -> Outcome:
         main = 10 if 10 in ks else ks[0]
         notes = list(filter(None, [small_corpus(len(corpus), main)]))
-        return mean_outcome(f"ndcg@{main}", result.per_query, notes=notes)
+        return mean_outcome(f"ndcg@{main}", score_run(run, qrels, ks=ks).per_query, notes=notes)
 
-    return Task(name, "Retrieval", "queries", [(queries[query],) for query in qrels], evaluate)
+    return RetrievalTask(
+        name,
+        "Retrieval",
+        "queries",
+        [(queries[query],) for query in qrels],
+        lambda embed: score(search(embed, max(ks))),
+        corpus=corpus,
+        queries=queries,
+        search=search,
+        score=score,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalTask(Task):
+    """A retrieval task, whose results can be reranked between search and scores.
+
+    Attributes:
+        corpus: documents by id.
+        queries: queries by id.
+        search: finds each judged query's best documents, `(embed, depth) -> run`: at least as many
+            as the largest cut-off.
+        score: scores a run.
+    """
+
+    corpus: TextsById
+    queries: TextsById
+    search: Callable[[Embed, int], Run]
+    score: Callable[[Run], Outcome]
 
 
 def search_with(

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, one_line
+from embed_jax.evals.reranker import Reranker
 from embed_jax.evals.results import TaskResult, fingerprint, read_result, seen_in_training
-from embed_jax.evals.task import Embed, Task, Use
+from embed_jax.evals.task import Embed, Outcome, Task, Use
 from embed_jax.packaged import config_path
 from embed_jax.registry import lookup, unknown
 
@@ -158,7 +159,7 @@ def known_split(data: str, split: str) -> str | None:
 def evaluate(
     entry: Entry,
     model: str,
-    embed: Embed,
+    system: Embed | Reranker,
     *,
     task: Task | None = None,
     training: Callable[[], Any] | None = None,
@@ -169,15 +170,52 @@ def evaluate(
     Args:
         entry: the task.
         model: the model's name.
-        embed: the model, see `embedder.Embedder`.
+        system: the model, see `embedder.Embedder`, or `reranker.Reranker` for a cross-encoder.
         task: what `entry.open()` returns, if it was read before.
         training: returns training texts, which the task's texts are then compared with.
         details: more fields of the result.
+
+    Raises:
+        InputError: for a cross-encoder on a kind of task that needs embeddings.
     """
     task = task or entry.open()
     began = time.perf_counter()
-    outcome = task.evaluate(_instructed(embed, entry.instruction))
+    if not isinstance(system, Reranker):
+        outcome = task.evaluate(_instructed(system, entry.instruction))
+    elif task.evaluate_pairs is not None:
+        outcome = task.evaluate_pairs(system)
+    else:
+        raise InputError(
+            f"{model}: a cross-encoder, which scores pairs; a task of the kind {entry.task} needs "
+            "an embedding model"
+        )
     seconds = time.perf_counter() - began
+    return make_result(
+        entry, task, model, outcome, seconds=seconds, training=training, details=details
+    )
+
+
+def make_result(
+    entry: Entry,
+    task: Task,
+    model: str,
+    outcome: Outcome,
+    *,
+    seconds: float,
+    training: Callable[[], Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> TaskResult:
+    """Makes the result of an evaluation of a task of a suite; see `evaluate`.
+
+    Args:
+        entry: the task.
+        task: what `entry.open()` returns.
+        model: the model's name.
+        outcome: the model's scores.
+        seconds: how long the evaluation took.
+        training: see `evaluate`.
+        details: see `evaluate`.
+    """
     recorded = {
         "data": entry.data,
         "split": known_split(entry.data, entry.split),

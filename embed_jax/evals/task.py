@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import bootstrap, percentile_interval, spearman, spearman_of
 from embed_jax.types import Evaluator
@@ -152,6 +153,8 @@ class Task:
         item_texts: the test texts of each item, in the order of `Outcome.items`: what training must
             not have seen.
         evaluate: scores a model. It embeds each text as `embed(texts, Use(name, kind, ...))`.
+        evaluate_pairs: scores a model of pairs, such as `reranker.Reranker`; None: the kind of task
+            needs embeddings.
     """
 
     name: str
@@ -159,6 +162,7 @@ class Task:
     unit: str
     item_texts: Sequence[tuple[str, ...]]
     evaluate: Callable[[Embed], Outcome]
+    evaluate_pairs: Callable[[PairScorer], Outcome] | None = None
 
 
 def mean_outcome(

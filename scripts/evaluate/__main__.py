@@ -23,7 +23,7 @@ EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv, .jsonl or .gz, tf
   classification  text, label (a directory with a train split too)
   clustering      text, label
   pairs           sentence1, sentence2, label (1 or 0)
-  reranking       JSONL: query, positive (list), negative (list)
+  reranking       JSONL: query, positive (list), negative (list); for cross-encoders too
   bitext          two columns named by language
   summarization   JSONL: text, human_summaries, machine_summaries, relevance (lists)
   transfer        text, label: SentEval's protocol
@@ -41,6 +41,10 @@ examples:
       --output results.json
   python -m scripts.evaluate run --model runs/a/model --task classification --data banking77 \\
       --set samples_per_label=16
+  python -m scripts.evaluate run --model cross-encoder/ms-marco-MiniLM-L6-v2 --task reranking \\
+      --data reranking.jsonl
+  python -m scripts.evaluate run --model runs/a --task retrieval --data scifact \\
+      --rerank cross-encoder/ms-marco-MiniLM-L6-v2 --depth 100
   python -m scripts.evaluate suite configs/suites/english.yaml --model runs/a,runs/b \\
       --data DIRECTORY --output results
   python -m scripts.evaluate compare results/runs_a results/runs_b

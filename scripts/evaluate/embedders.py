@@ -12,7 +12,7 @@ from typing import Any
 
 from embed_jax.errors import InputError
 
-from ..commands import OneLineParser, load_model
+from ..commands import OneLineParser, load_cross_encoder, load_model
 
 OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
 
@@ -142,6 +142,49 @@ def open_embedder(
         model_options(options, model),
         similarity=model.similarity_fn_name,
     )
+
+
+def open_system(
+    name: str, options: ModelOptions, cache: Path | None = None, show_progress: bool = False
+) -> Any:
+    """Returns the Reranker of a cross-encoder, or the Embedder of any other model.
+
+    See `open_embedder` for the arguments.
+
+    Raises:
+        InputError: for options that a cross-encoder does not have, or several labels.
+    """
+    if not is_cross_encoder(name):
+        return open_embedder(name, options, cache, show_progress)
+    for option in OPTIONS:
+        if getattr(options, option):
+            raise InputError(f"{name}: --{option.replace('_', '-')} is not for a cross-encoder")
+    return open_reranker(name, options.batch_tokens)
+
+
+def open_reranker(name: str, batch_tokens: int = 0) -> Any:
+    """Returns the Reranker of a cross-encoder.
+
+    Raises:
+        InputError: for a model that is not a cross-encoder, or has several labels.
+    """
+    from embed_jax.encoders.hub import resolve
+    from embed_jax.evals.reranker import cross_encoder_reranker
+
+    if not is_cross_encoder(name):
+        raise InputError(f"{name}: expected a cross-encoder, found an embedding model")
+    model = load_cross_encoder(str(model_directory(resolve(name))))
+    return cross_encoder_reranker(model, name, batch_tokens=batch_tokens)
+
+
+def is_cross_encoder(name: str) -> bool:
+    """Tells whether a model's files are those of a cross-encoder; an endpoint has none."""
+    from embed_jax.encoders import read
+    from embed_jax.encoders.hub import resolve
+
+    if provider(name) or name.endswith(".onnx"):
+        return False
+    return read.is_cross_encoder(model_directory(resolve(name)))
 
 
 def _onnx_embedder(path: Path, options: ModelOptions) -> Any:

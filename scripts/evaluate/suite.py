@@ -114,12 +114,12 @@ def evaluate_model(
     began = time.perf_counter()
     read_training = training_texts(training)
     directory.mkdir(parents=True, exist_ok=True)
-    embed = embedders.open_embedder(name, options, directory / "vectors.cache")
+    system = embedders.open_system(name, options, directory / "vectors.cache")
     versions = environment()
     for position, entry in enumerate(left, 1):
         details = {"fingerprint": [key, entry.fingerprint()], "versions": versions}
         details |= options.chosen()
-        result = evaluate(entry, name, embed, training=read_training, details=details)
+        result = evaluate(entry, name, system, training=read_training, details=details)
         result.write(result_file(directory, entry.name))
         seconds = result.details["seconds"]
         print(
@@ -127,6 +127,4 @@ def evaluate_model(
             f"{seconds:.1f} s",
             flush=True,
         )
-    print(
-        f"{name}: {time.perf_counter() - began:.1f} s, {embed.embedded} texts embedded", flush=True
-    )
+    print(f"{name}: {time.perf_counter() - began:.1f} s, {system.describe_work()}", flush=True)

@@ -47,12 +47,28 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         action="store_true",
         help="leave out a document with the query's own id, as BEIR does: for ArguAna and Quora",
     )
+    retrieval.add_argument(
+        "--rerank",
+        default="",
+        metavar="CROSS_ENCODER",
+        help="rerank the first results by this model: scores before, after, and the difference",
+    )
+    retrieval.add_argument(
+        "--depth",
+        type=int,
+        default=100,
+        help="how many results of a query --rerank orders (default: 100)",
+    )
 
     def check(args: argparse.Namespace) -> None:
         embedders.check_arguments(args, parser)
-        for option in ("k", "baseline", "ignore_identical_ids"):
+        for option in ("k", "baseline", "ignore_identical_ids", "rerank"):
             if args.task != "retrieval" and getattr(args, option) != parser.get_default(option):
                 parser.error(f"--{option.replace('_', '-')} is for --task retrieval")
+        if args.depth != parser.get_default("depth") and not args.rerank:
+            parser.error("--depth is for --rerank")
+        if args.depth < 1:
+            parser.error(f"--depth: expected 1 or more, found {args.depth}")
 
     return check
 
@@ -68,26 +84,112 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tasks = [entry.open() for entry in entries]
     training = training_texts(args.training)
     model_options = embedders.read_options(args)
-    embed = embedders.open_embedder(args.model, model_options, show_progress=True)
-    line = embedders.published_line(args.model)
-    if line:
-        print(f"published: {line}")
-    results = [
-        evaluate(entry, args.model, embed, task=task, training=training)
-        for entry, task in zip(entries, tasks, strict=True)
-    ]
+    scores_pairs = all(task.evaluate_pairs is not None for task in tasks)
+    open_model = embedders.open_system if scores_pairs else embedders.open_embedder
+    reranker = embedders.open_reranker(args.rerank, args.batch_tokens) if args.rerank else None
+    system = open_model(args.model, model_options, show_progress=True)
+    for model in filter(None, (args.model, args.rerank)):
+        if line := embedders.published_line(model):
+            print(f"published: {line}")
+    about = describe_evaluation(args.task, args.model, args.data, args.split, model_options)
+    first_stage = []
+    if reranker is None:
+        results = [
+            evaluate(entry, args.model, system, task=task, training=training)
+            for entry, task in zip(entries, tasks, strict=True)
+        ]
+    else:
+        first_stage, results = two_stage_results(
+            entries, tasks, system, reranker, depth=args.depth, training=training
+        )
+        about |= {"model": results[0].model, "reranker": args.rerank, "depth": args.depth}
     baseline = None
     if args.baseline:
         baseline = bm25_results(args.data, args.split, args.k, args.ignore_identical_ids)
     if len(results) == 1:
-        print_one(results[0], args.model, args.data, baseline)
+        print_one([*first_stage, *results], args.data, baseline)
     else:
-        print_several(results)
+        for several in filter(None, (first_stage, results)):
+            if first_stage:
+                print(several[0].model)
+            print_several(several)
     for result in results:
         for caution in result.cautions():
             print(f"{result.name}: {caution}")
-    about = describe_evaluation(args.task, args.model, args.data, args.split, model_options)
-    return as_json(about, results, baseline)
+    content = as_json(about, results, baseline)
+    if first_stage:
+        content["first_stage"] = {"model": args.model, **scores_by_name(first_stage)}
+        content["differences"] = compare_stages(first_stage, results)
+    return content
+
+
+def two_stage_results(
+    entries: Sequence[Any],
+    tasks: Sequence[Any],
+    embed: Any,
+    reranker: Any,
+    *,
+    depth: int,
+    training: Callable[[], Any] | None,
+) -> tuple[list[TaskResult], list[TaskResult]]:
+    """Returns the results of each task by the first stage, and by both stages.
+
+    Args:
+        entries: the tasks' descriptions.
+        tasks: the tasks.
+        embed: the Embedder of the first stage.
+        reranker: the Reranker of the second.
+        depth: how many results of a query are reranked.
+        training: returns training texts.
+    """
+    from embed_jax.evals.suite import make_result
+    from embed_jax.evals.two_stages import evaluate_two_stages
+
+    first_stage, results = [], []
+    for entry, task in zip(entries, tasks, strict=True):
+        stages = evaluate_two_stages(task, embed, reranker, depth=depth)
+        search, reranking = stages.seconds
+        first_stage.append(make_result(entry, task, embed.name, stages.first, seconds=search))
+        details = {"rerank_ms_per_query": round(1000 * reranking / len(task.item_texts), 3)}
+        results.append(
+            make_result(
+                entry,
+                task,
+                f"{embed.name} + {reranker.name}",
+                stages.reranked,
+                seconds=search + reranking,
+                training=training,
+                details=details,
+            )
+        )
+    return first_stage, results
+
+
+def compare_stages(
+    first_stage: Sequence[TaskResult], results: Sequence[TaskResult]
+) -> dict[str, Any]:
+    """Prints the paired difference of each task's main score, and returns the figures by task."""
+    from embed_jax.evals.significance import compare_items, verdict
+
+    differences = {}
+    for before, after in zip(first_stage, results, strict=True):
+        difference = compare_items(after.outcome.items, before.outcome.items)
+        sentence = verdict(
+            difference.difference,
+            difference.p_value,
+            difference.interval,
+            a="reranked",
+            b="first stage",
+        )
+        took = after.details["rerank_ms_per_query"]
+        print(f"{after.name}: {after.outcome.main}: {sentence} Reranking: {took:.1f} ms a query.")
+        differences[after.name] = {
+            "metric": after.outcome.main,
+            "difference": difference.difference,
+            "interval": difference.interval,
+            "p": difference.p_value,
+        }
+    return differences
 
 
 def task_entries(task: str, data: str, split: str, options: Mapping[str, Any]) -> list[Any]:
@@ -126,13 +228,15 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def print_one(result: TaskResult, model: str, data: str, baseline: Any) -> None:
-    """Prints a table with a row per metric and a column per system."""
-    outcome = result.outcome
-    systems = {model: (outcome.metrics, outcome.intervals)}
+def print_one(results: Sequence[TaskResult], data: str, baseline: Any) -> None:
+    """Prints a table with a row per metric and a column per system, all on one data set."""
+    outcome = results[0].outcome
+    systems = {
+        result.model: (result.outcome.metrics, result.outcome.intervals) for result in results
+    }
     if baseline:
         systems["bm25"] = baseline.metrics, baseline.intervals()
-    print(f"{data}: {len(outcome.items)} {result.unit}")
+    print(f"{data}: {len(outcome.items)} {results[0].unit}")
     print_table(
         ["metric", *systems],
         [
@@ -214,19 +318,9 @@ def as_json(about: dict[str, Any], results: Sequence[TaskResult], baseline: Any)
     if len(results) == 1:
         content = results[0].to_json() | content
     else:
-        flat: dict[str, Mapping[str, Any]] = {
-            part: {
-                f"{result.name}/{metric}": value
-                for result in results
-                for metric, value in getattr(result.outcome, part).items()
-            }
-            for part in ("metrics", "intervals")
+        content |= scores_by_name(results) | {
+            "n": sum(len(result.outcome.items) for result in results)
         }
-        flat["metrics"] = {
-            **flat["metrics"],
-            **{f"average/{name}": value for name, value in averages(results).items()},
-        }
-        content |= flat | {"n": sum(len(result.outcome.items) for result in results)}
     if baseline:
         content["baseline"] = {
             "name": "bm25",
@@ -234,3 +328,20 @@ def as_json(about: dict[str, Any], results: Sequence[TaskResult], baseline: Any)
             "intervals": baseline.intervals(),
         }
     return content
+
+
+def scores_by_name(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
+    """Returns "metrics" and "intervals": those of one data set, or DATA/METRIC with the average."""
+    if len(results) == 1:
+        outcome = results[0].outcome
+        return {"metrics": dict(outcome.metrics), "intervals": dict(outcome.intervals)}
+    scores: dict[str, dict[str, Any]] = {
+        part: {
+            f"{result.name}/{metric}": value
+            for result in results
+            for metric, value in getattr(result.outcome, part).items()
+        }
+        for part in ("metrics", "intervals")
+    }
+    scores["metrics"] |= {f"average/{name}": value for name, value in averages(results).items()}
+    return scores

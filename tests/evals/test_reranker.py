@@ -1,0 +1,79 @@
+"""Tasks score cross-encoders by the same rules as embedders."""
+
+import numpy as np
+import pytest
+
+from embed_jax.cross_encoder import load_cross_encoder
+from embed_jax.errors import InputError
+from embed_jax.evals.reranker import Reranker, cross_encoder_reranker
+from embed_jax.evals.reranking import open_task
+from embed_jax.evals.suite import Entry, evaluate
+
+
+def shared_words(queries, passages):
+    """Scores a pair by the number of words that both texts have."""
+    pairs = zip(queries, passages, strict=True)
+    return np.array([len({*query.split()} & {*passage.split()}) for query, passage in pairs])
+
+
+ROWS = [
+    {"query": "a b c", "positive": ["a b x", "x"], "negative": ["a y", "y z"]},
+    {"query": ["d", "e f"], "positive": ["e f"], "negative": ["d", "x", "d"]},
+    {"query": "none", "positive": [], "negative": ["x"]},
+]
+
+
+def test_reranking_by_hand(write):
+    """Of several queries the best score counts; equal scores are the negatives first."""
+    outcome = open_task(write(ROWS)).evaluate_pairs(Reranker("words", shared_words))
+    assert outcome.main == "map" and outcome.intervals.keys() == outcome.metrics.keys()
+    assert outcome.items.values == pytest.approx([(1 + 2 / 4) / 2, 1])
+    assert outcome.notes == ("1 of 3 records left out: no positive or no negative",)
+
+
+def test_each_pair_is_scored_once():
+    calls = []
+
+    def score(queries, passages):
+        calls.append(list(zip(queries, passages, strict=True)))
+        return shared_words(queries, passages)
+
+    reranker = Reranker("words", score)
+    assert reranker(["a", "a", "b"], ["a", "a", "a"]).tolist() == [1, 1, 0]
+    assert reranker(["b", "a"], ["b", "a"]).tolist() == [1, 1]
+    assert calls == [[("a", "a"), ("b", "a")], [("b", "b")]]
+    assert reranker([], []).shape == (0,)
+    assert (reranker.scored, reranker.describe_work()) == (3, "3 pairs scored")
+
+
+@pytest.mark.parametrize(
+    "scores, message",
+    [
+        ([1.0], r"words: expected one score for each of 2 pairs, found the shape \[1\]"),
+        ([[1.0], [2.0]], r"found the shape \[2, 1\]"),
+        ([1.0, np.nan], "scores of 1 pairs are not finite, such as of 'b' and 'd'"),
+    ],
+)
+def test_bad_scores_are_refused(scores, message):
+    with pytest.raises(InputError, match=message):
+        Reranker("words", lambda queries, passages: scores)(["a", "b"], ["c", "d"])
+
+
+def test_a_cross_encoder_ranks_by_its_logits(tiny_cross_encoder, sentences):
+    model = load_cross_encoder(str(tiny_cross_encoder()))
+    assert model.activation == "sigmoid"
+    queries, passages = sentences[:9], sentences[9:18]
+    np.testing.assert_allclose(
+        cross_encoder_reranker(model, "tiny")(queries, passages),
+        model.logits(queries, passages)[:, 0],
+        atol=1e-5,
+    )
+
+
+def test_several_labels_and_tasks_of_embeddings_are_refused(tiny_cross_encoder, write):
+    model = load_cross_encoder(str(tiny_cross_encoder(num_labels=2)))
+    with pytest.raises(InputError, match="m: expected a cross-encoder with one label.*found 2"):
+        cross_encoder_reranker(model, "m")
+    rows = [{"score": score, "sentence1": "a", "sentence2": "b"} for score in (1, 2)]
+    with pytest.raises(InputError, match="m: a cross-encoder.*kind sts needs an embedding model"):
+        evaluate(Entry("sts", write(rows), name="n"), "m", Reranker("m", shared_words))
