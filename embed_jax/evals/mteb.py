@@ -20,17 +20,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.data.sources import tasks as readers
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError, require, warn
 from embed_jax.evals.embedder import Options, prompt_options
+from embed_jax.evals.reranker import check_ranks
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.prompts import prompt_for
 from embed_jax.registry import unknown
@@ -99,43 +101,89 @@ class MtebModel:
         return torch.from_numpy(self.model.similarity_pairwise(embeddings1, embeddings2))
 
 
-def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:
-    """Makes a model that `mteb.evaluate` takes.
+@dataclasses.dataclass(frozen=True, eq=False)
+class MtebCrossEncoder:
+    """A cross-encoder with mteb's interface; made by `mteb_model`."""
 
-    Each text gets the prompt that mteb would choose of the model's: the first there is of
+    model: CrossEncoder
+    mteb_model_meta: ModelMeta
+
+    def predict(
+        self,
+        inputs1: Iterable[Mapping[str, Any]],
+        inputs2: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: PromptType | None = None,
+        batch_size: int = 0,
+        show_progress_bar: bool = True,
+    ) -> Float[np.ndarray, " N"]:
+        """Computes the logits of the pairs of all batches, which rank as the model's scores do.
+
+        Args:
+            inputs1: batches of {"text": queries}; torch's DataLoader, as mteb makes it.
+            inputs2: batches of {"text": passages}.
+            task_metadata: mteb's, not used: the model's prompt stands before each query.
+            hf_split: mteb's, not used.
+            hf_subset: mteb's, not used.
+            prompt_type: mteb's, not used.
+            batch_size: mteb's, not used: batches here are as many tokens as suit the device.
+            show_progress_bar: mteb's, not used.
+        """
+        queries, passages = (
+            [text for batch in inputs for text in batch["text"]] for inputs in (inputs1, inputs2)
+        )
+        return self.model.logits(queries, passages)[:, 0]
+
+
+@overload
+def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel: ...
+@overload
+def mteb_model(model: CrossEncoder, name: str = "") -> MtebCrossEncoder: ...
+def mteb_model(
+    model: SentenceEncoder | RoutedEncoder | CrossEncoder, name: str = ""
+) -> MtebModel | MtebCrossEncoder:
+    """Makes a model that `mteb.evaluate` takes: of cross-encoders, for reranking tasks.
+
+    Each embedded text gets the prompt that mteb would choose of the model's: the first there is of
     "TASK-SIDE", "TASK", "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or
     "corpus", as in sentence-transformers; else the model's default, if it has one. For models with
     a template see `task_instruction`.
 
     Args:
-        model: an encoder, with or without routes.
+        model: an encoder, with or without routes, or a cross-encoder.
         name: "organisation/model", under which mteb keeps results; a name without "/" is put under
             "embed-jax/".
 
     Raises:
-        InputError: if mteb is not installed.
+        InputError: if mteb is not installed, or for a cross-encoder with several labels.
     """
     require("mteb")
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
 
     name = name or "model"
-    meta = ModelMeta.create_empty(
-        overwrites={
-            "name": name if "/" in name else f"embed-jax/{name}",
-            "revision": revision(model),
-            "n_parameters": sum(
-                leaf.size
-                for encoder in _encoders(model)
-                for leaf in jax.tree.leaves(encoder.params)
-            ),
-            "embed_dim": model.dim,
-            "max_tokens": model.max_length,
-            "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
-            "framework": ["JAX"],
-            "use_instructions": bool(model.template or any(model.prompts.values())),
-        }
-    )
+    about: dict[str, Any] = {
+        "name": name if "/" in name else f"embed-jax/{name}",
+        "revision": revision(model),
+        "n_parameters": sum(
+            leaf.size for part in _parts(model) for leaf in jax.tree.leaves(part.params)
+        ),
+        "max_tokens": model.max_length,
+        "framework": ["JAX"],
+    }
+    if isinstance(model, CrossEncoder):
+        check_ranks(model, name)
+        meta = ModelMeta.create_empty(overwrites={**about, "model_type": ["cross-encoder"]})
+        return MtebCrossEncoder(model, meta)
+    about |= {
+        "embed_dim": model.dim,
+        "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
+        "use_instructions": bool(model.template or any(model.prompts.values())),
+    }
+    meta = ModelMeta.create_empty(overwrites=about)
     return MtebModel(model, meta, prompt_options(model))
 
 
@@ -165,36 +213,35 @@ def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata,
     return get_abstask_prompt(task.name)
 
 
-def revision(model: SentenceEncoder | RoutedEncoder) -> str:
-    """Computes 16 hex digits of all that a model's embeddings depend on.
+def revision(model: SentenceEncoder | RoutedEncoder | CrossEncoder) -> str:
+    """Computes 16 hex digits of all that a model's embeddings or scores depend on.
 
     These are parameters, architecture, prompts and the limit of tokens.
     """
     digest = hashlib.sha256()
-    for encoder in _encoders(model):
-        settings = [
-            encoder.spec,
-            encoder.prompts,
-            encoder.default_prompt_name,
-            encoder.template,
-            encoder.include_prompt,
-        ]
-        settings += [
-            encoder.max_length,
-            encoder.similarity_fn_name,
-            encoder.lower_case,
-            encoder.compute_dtype,
-        ]
-        digest.update(repr(settings).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params):
+    for part in _parts(model):
+        digest.update(repr([getattr(part, name) for name in _settings(part)]).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part.params):
             array = np.asarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]
 
 
-def _encoders(model: SentenceEncoder | RoutedEncoder) -> list[SentenceEncoder]:
-    """Returns the encoders of a model with routes, or the one encoder."""
+def _settings(part: SentenceEncoder | CrossEncoder) -> list[str]:
+    """Returns the names of the attributes that a model's results depend on, except parameters."""
+    names = (
+        ["prompt", "chat"]
+        if isinstance(part, CrossEncoder)
+        else ["prompts", "default_prompt_name", "template", "include_prompt", "similarity_fn_name"]
+    )
+    return ["spec", "max_length", "lower_case", "compute_dtype", *names]
+
+
+def _parts(
+    model: SentenceEncoder | RoutedEncoder | CrossEncoder,
+) -> list[SentenceEncoder | CrossEncoder]:
+    """Returns the encoders of a model with routes, or the model itself."""
     return list(getattr(model, "encoders", {"": model}).values())
 
 

@@ -11,13 +11,19 @@ mteb = pytest.importorskip("mteb")
 import jax  # noqa: E402
 from mteb.abstasks.abstask import get_abstask_prompt  # noqa: E402
 from mteb.models.abs_encoder import get_prompt_name  # noqa: E402
-from mteb.models.models_protocols import EncoderProtocol, SearchProtocol  # noqa: E402
+from mteb.models.models_protocols import (  # noqa: E402
+    CrossEncoderProtocol,
+    EncoderProtocol,
+    SearchProtocol,
+)
 from mteb.types import PromptType  # noqa: E402
 
+from embed_jax.cross_encoder import load_cross_encoder  # noqa: E402
 from embed_jax.encoders.settings import EncodingSettings  # noqa: E402
 from embed_jax.errors import InputError  # noqa: E402
 from embed_jax.evals.embedder import Embedder, prompt_options  # noqa: E402
 from embed_jax.evals.mteb import KINDS, local_task, mteb_model, revision  # noqa: E402
+from embed_jax.evals.reranker import cross_encoder_reranker  # noqa: E402
 from embed_jax.prompts import fill_template  # noqa: E402
 from embed_jax.registry import lookup  # noqa: E402
 from embed_jax.sentence import SentenceEncoder, load_sentence_encoder  # noqa: E402
@@ -308,6 +314,53 @@ def test_equals_sentence_transformers_under_mteb_and_our_evaluators(
     assert score == pytest.approx(
         known(data[kind], name=f"Made{kind}", **options).evaluate(embedder).score, abs=1e-4
     )
+
+
+@pytest.fixture
+def candidates(columns, tmp_path):
+    """`(number) -> path` of the made reranking data with other negatives for each number."""
+
+    def write(number):
+        queries, positives, negatives = columns["reranking"]
+        moved = negatives[number:] + negatives[:number]
+        names = ["query", "positive", "negative"]
+        path = tmp_path / f"{number}.jsonl"
+        return write_jsonl(path, names, (queries, positives, moved))
+
+    return write
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_cross_encoder_equals_sentence_transformers_under_mteb_and_our_task(
+    candidates, number, tiny_cross_encoder
+):
+    peer, directory = pytest.importorskip("sentence_transformers"), str(tiny_cross_encoder())
+    ours, data = load_cross_encoder(directory), candidates(number)
+    results = [
+        scores(model, local_task("reranking", data, name="Made"))
+        for model in (mteb_model(ours, "tiny"), peer.CrossEncoder(directory, device="cpu"))
+    ]
+    assert 0.1 < results[0]["main_score"] < 0.9
+    for metric in ("main_score", "map_at_1000", "ndcg_at_10", "mrr_at_10", "recall_at_5"):
+        assert results[0][metric] == pytest.approx(results[1][metric], abs=1e-4)
+    outcome = lookup("task", "reranking")(data).evaluate_pairs(cross_encoder_reranker(ours, "tiny"))
+    assert outcome.score == pytest.approx(results[1]["main_score"], abs=1e-4)
+    assert outcome.metrics["ndcg@10"] == pytest.approx(results[1]["ndcg_at_10"], abs=1e-4)
+
+
+def test_what_mteb_records_of_a_cross_encoder(tiny_cross_encoder):
+    model = load_cross_encoder(str(tiny_cross_encoder()))
+    wrapped = mteb_model(model, "mine")
+    assert isinstance(wrapped, CrossEncoderProtocol) and not isinstance(wrapped, EncoderProtocol)
+    meta = wrapped.mteb_model_meta
+    assert (meta.name, meta.max_tokens) == ("embed-jax/mine", model.max_length)
+    assert meta.model_type == ["cross-encoder"]
+    assert revision(model) == revision(load_cross_encoder(str(tiny_cross_encoder())))
+    shorter = load_cross_encoder(str(tiny_cross_encoder()), max_length=20)
+    several = load_cross_encoder(str(tiny_cross_encoder(2)))
+    assert len({revision(model), revision(shorter), revision(several)}) == 3
+    with pytest.raises(InputError, match="two: expected a cross-encoder with one label"):
+        mteb_model(several, "two")
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
