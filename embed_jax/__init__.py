@@ -59,7 +59,7 @@ HINTS = {
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """Loads an embedding model.
+    """Loads an embedding model; see `load_model` for cross-encoders too.
 
     It is a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
 
@@ -77,16 +77,25 @@ def load(
             has positions for, or the run has no checkpoint of that step.
     """
     from embed_jax import loading
+    from embed_jax.cross_encoder import CrossEncoder
+    from embed_jax.errors import InputError
 
-    return _load(loading.load_embedding_model, name, step, max_length, compute_dtype)
+    model = _load(loading.load_embedding_model, name, step, max_length, compute_dtype)
+    if isinstance(model, CrossEncoder):  # a run's: files of other models are refused unread
+        raise InputError(
+            f"{name}: the run of a cross-encoder, which scores pairs of texts "
+            "(embed_jax.load_model reads it); accepted: an embedding model"
+        )
+    return model
 
 
 def load_model(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> EmbeddingModel | CrossEncoder:
-    """Loads a model of any kind, an embedding model or a cross-encoder, by its files.
+    """Loads a model of any kind: a SentenceEncoder, a RoutedEncoder or a CrossEncoder.
 
-    `isinstance(model, EmbeddingModel)` tells whether it has `encode`.
+    Its files, or its run's, say which. `isinstance(model, EmbeddingModel)` tells whether it has
+    `encode`, as the first two do; a CrossEncoder has `score` and `rank`.
 
     Args:
         name: see `load`.

@@ -126,8 +126,16 @@ class CrossEncoder(PicklesByParts):
 
     @property
     def max_length(self) -> int:
-        """Tokens that a pair is cut to, special tokens included."""
+        """Tokens that a pair is cut to, special tokens included.
+
+        May be set, up to the model's positions.
+        """
         return self.tokenizer.max_length
+
+    @max_length.setter
+    def max_length(self, max_length: int) -> None:
+        check_length(max_length, self.spec.backbone)
+        self.tokenizer = self.tokenizer.cut_at(max_length)
 
     def score(
         self,
@@ -262,6 +270,12 @@ class CrossEncoder(PicklesByParts):
             return encode_templated_pairs(self.tokenizer, template, queries, passages)
         pairs = self.tokenizer.encode_pairs(queries, passages, self.prompt)
         return pairs if self._types > 1 else dataclasses.replace(pairs, segments=None)
+
+    def with_params(self, params: Params) -> CrossEncoder:
+        """Returns the same model with other parameters."""
+        other = copy.copy(self)
+        other.params = replicate(params, self._mesh)
+        return other
 
     def merged(self) -> CrossEncoder:
         """Returns the model with its LoRA adapter added to the weights; without one, itself."""

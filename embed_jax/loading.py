@@ -11,14 +11,13 @@ from embed_jax.registry import lookup
 
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
-    from embed_jax.embedding_model import EmbeddingModel
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
 
 
 def load_by_kind(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> EmbeddingModel | CrossEncoder:
+) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
     """Loads a model of the kind that its files name.
 
     Args:

@@ -8,24 +8,28 @@ from pathlib import Path
 import jax
 
 from embed_jax.config_file import read_run_config
+from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
+from embed_jax.loading import load_by_kind
 from embed_jax.parallel.mesh import make_mesh
-from embed_jax.routed import RoutedEncoder, load_routed
+from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.checkpoint import read_encoder, saved_steps
 from embed_jax.train.model import initial_model
 from embed_jax.train.objective import describe_result, training_loss
+from embed_jax.train.pair_model import initial_cross_encoder, pair_loss
 from embed_jax.types import BASE, Params, join_params
 
 
 def load_run(
     directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder:
+) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
     """Loads the model of a run, while it goes on or after it, bit for bit.
 
-    The run itself is not touched.
+    The run itself is not touched. The checkpoints of a run that experiments.cross_encoder launched
+    are those of a cross-encoder.
 
     Args:
         directory: the run's work directory, of any experiment.
@@ -43,7 +47,7 @@ def load_run(
     """
     directory = Path(directory)
     if not step and (directory / "model").is_dir():
-        return load_routed(directory / "model", max_length=max_length, compute_dtype=compute_dtype)
+        return load_by_kind(directory / "model", max_length=max_length, compute_dtype=compute_dtype)
     steps = saved_steps(directory / "checkpoints")
     if not steps:
         raise InputError(f"{directory}: a run that has saved neither a model nor a checkpoint")
@@ -58,22 +62,28 @@ def load_run(
     config = read_run_config(directory / "config.json")
     config.model.compute_dtype = compute_dtype
     config.train.devices = 0  # those that are here, however many the run has
-    model = initial_model(config, mesh=make_mesh())
+    if config.tracking.experiment == "cross_encoder":
+        model = initial_cross_encoder(config, pair_loss(config))
+    else:
+        model = initial_model(config, mesh=make_mesh())
     trained, frozen = model.split()
     trained = read_encoder(directory / "checkpoints", step, trained)
     params = join_params(frozen.get(BASE, {}), trained)
     if not model.has_towers:
         params = _without_training_heads(params, model.spec)
-    sentence = model.result.with_params(params)
-    encoders = [sentence] if isinstance(sentence, SentenceEncoder) else sentence.encoders.values()
-    if model.spec.lora is None and isinstance(sentence, SentenceEncoder):
-        sentence.base = ""
-    if not is_token_objective(config.loss.name):
-        with contextlib.redirect_stdout(None):  # the run has already printed it
-            describe_result(config, sentence, training_loss(config).about)
+    result = model.result.with_params(params)
+    if isinstance(result, CrossEncoder):
+        encoders: list[SentenceEncoder | CrossEncoder] = [result]
+    else:
+        if isinstance(result, SentenceEncoder) and model.spec.lora is None:
+            result.base = ""
+        if not is_token_objective(config.loss.name):
+            with contextlib.redirect_stdout(None):  # the run has already printed it
+                describe_result(config, result, training_loss(config).about)
+        encoders = [*getattr(result, "encoders", {"": result}).values()]
     for encoder in encoders if max_length else ():
         encoder.max_length = max_length
-    return sentence.merged() if model.merges_adapter(config.lora) else sentence
+    return result.merged() if model.merges_adapter(config.lora) else result
 
 
 def _without_training_heads(params: Params, spec: EncoderSpec) -> Params:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import embed_jax
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.cross_encoder import load_cross_encoder
+from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
@@ -159,6 +160,30 @@ def test_a_checkpoint_resumes_to_the_same_bits(trained, sources, tmp_path):
     first, second = (load_cross_encoder(path / "model").params for path in (workdir, again))
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_a_run_is_loaded_whole_and_at_a_step(trained, tmp_path):
+    config, workdir = trained
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    written = json.loads((copied / "config.json").read_text())
+    written["tracking"]["experiment"] = "cross_encoder"
+    (copied / "config.json").write_text(json.dumps(written))
+    last, shorter = embed_jax.load_model(copied), embed_jax.load_model(copied, max_length=20)
+    assert isinstance(last, CrossEncoder) and shorter.max_length == 20
+    pairs = [["cat dog", "red city"], ["dog cat house", "city red"]]
+    np.testing.assert_allclose(
+        last.score(*pairs), load_cross_encoder(copied / "model").score(*pairs), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embed_jax.load_model(copied, config.train.steps).logits(*pairs),
+        last.logits(*pairs),
+        atol=1e-5,
+    )
+    with pytest.raises(InputError, match="the run of a cross-encoder"):
+        embed_jax.load(copied)
+    shutil.rmtree(copied / "model")
+    with pytest.warns(UserWarning, match="no model is written yet"):
+        assert embed_jax.load_model(copied, max_length=20).max_length == 20
 
 
 def test_a_trained_one_goes_on_with_its_head(trained, config):
