@@ -11,7 +11,8 @@ cross-encoder is recognised by its files. Formats, with commas between:
   onnx                   onnx/sentence_embedding.onnx (for other --precision ..._fp16.onnx and
                          ..._int8.onnx), which takes token ids and gives the final embedding,
                          pooled; checked with ONNX Runtime. The backend="onnx" of
-                         sentence-transformers wants token embeddings and cannot use it
+                         sentence-transformers wants token embeddings and cannot use it. Of a
+                         cross-encoder onnx/model.onnx, which takes pairs and gives their logits
 
 README.md is the model card: what a run's files say of base, data with licences, loss and settings;
 --results of scripts.evaluate; code to use the model; the config to train it again. Read it before
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, warn
 from .commands import Parser
 
 if TYPE_CHECKING:
+    from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.export.record import TrainingRun
     from embed_jax.sentence import SentenceEncoder
 
@@ -58,13 +60,18 @@ ONNX_FILES = {
     "float16": "onnx/sentence_embedding_fp16.onnx",
     "int8": "onnx/sentence_embedding_int8.onnx",
 }
+PAIR_ONNX_FILES = {
+    "float32": "onnx/model.onnx",
+    "float16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_int8.onnx",
+}
 CHECKED = [
     "",
     "word",
     "A short sentence.",
     *(" ".join(["One text is longer than another"] * n) for n in (2, 5, 9)),
 ]
-TOLERANCE = 1e-4  # of a float32 file, relative to the largest number of an embedding
+TOLERANCE = 1e-4  # of a float32 file, relative to the largest number of its output
 
 
 def main() -> None:
@@ -219,31 +226,37 @@ def is_cross_encoder(args: argparse.Namespace) -> bool:
     from embed_jax.encoders import read
     from embed_jax.encoders.hub import resolve
 
-    directory = args.run / "model" if args.run else resolve(args.model)
-    return not args.step and read.is_cross_encoder(directory)
+    return read.is_cross_encoder(args.run / "model" if args.run else resolve(args.model))
 
 
-def prepare_cross_encoder(args: argparse.Namespace) -> Any:
-    from embed_jax.cross_encoder import load_cross_encoder
+def prepare_cross_encoder(args: argparse.Namespace) -> CrossEncoder:
+    """Returns the cross-encoder as it is to be written."""
+    from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
+    from embed_jax.train.run import load_run
 
-    for option in ("dim", "step"):
-        if getattr(args, option):
-            raise InputError(f"--{option}: not for a cross-encoder")
-    if args.format != ["sentence-transformers"]:
+    if args.dim:
+        raise InputError("--dim: not for a cross-encoder")
+    if "huggingface" in args.format:
         raise InputError(
-            "--format: expected sentence-transformers for a cross-encoder, found "
+            "--format: expected sentence-transformers or onnx for a cross-encoder, found "
             f"{', '.join(args.format)}"
         )
-    return load_cross_encoder(str(args.run / "model") if args.run else args.model)
+    model = load_run(args.run, args.step) if args.run else load_cross_encoder(args.model)
+    if not isinstance(model, CrossEncoder):
+        raise InputError(f"--cross-encoder: {args.run} is the run of an embedding model")
+    return model.merged()
 
 
 def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) -> SentenceEncoder:
     """Returns the model as it is to be written."""
+    from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.export.directory import truncate_model
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run
 
     model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
+    if isinstance(model, CrossEncoder):
+        raise InputError(f"--run: {args.run} is the run of a cross-encoder: add --cross-encoder")
     if model.routes:
         raise InputError(
             f"--run: {args.run} has an encoder for each of {', '.join(model.routes)}; its model "
@@ -261,10 +274,24 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
 
 
 def write_cross_encoder(
-    args: argparse.Namespace, model: Any, directory: Path
+    args: argparse.Namespace, model: CrossEncoder, directory: Path
 ) -> list[tuple[str, str]]:
-    model.save(directory)
-    return []
+    """Writes a cross-encoder in each format; returns the ONNX files with their precisions."""
+    from embed_jax.export.onnx import compare_logits_onnx
+
+    if "sentence-transformers" in args.format:
+        model.save(directory)
+    else:
+        model.tokenizer.save(directory)
+    queries, passages = CHECKED, CHECKED[::-1]
+    return write_onnx_files(
+        args,
+        model,
+        directory,
+        PAIR_ONNX_FILES,
+        lambda path: compare_logits_onnx(path, model, queries, passages),
+        lambda: model.logits(queries, passages),
+    )
 
 
 def write(
@@ -272,6 +299,7 @@ def write(
 ) -> list[tuple[str, str]]:
     """Writes an embedding model in each format; returns the ONNX files with their precisions."""
     from embed_jax.export.directory import write_plain
+    from embed_jax.export.onnx import compare_onnx
 
     if "sentence-transformers" in args.format:
         model.save(directory)
@@ -279,34 +307,62 @@ def write(
         write_plain(model, directory)
     else:
         model.tokenizer.save(directory)
+    return write_onnx_files(
+        args,
+        model,
+        directory,
+        ONNX_FILES,
+        lambda path: compare_onnx(path, model, CHECKED),
+        lambda: model.encode(CHECKED, prompt=""),
+    )
+
+
+def write_onnx_files(
+    args: argparse.Namespace,
+    model: Any,
+    directory: Path,
+    names: Mapping[str, str],
+    compare: Callable[[Path], float],
+    compute: Callable[[], Any],
+) -> list[tuple[str, str]]:
+    """Writes an ONNX file for each precision, and runs each beside the model.
+
+    Args:
+        args: the command line.
+        model: an embedding model or a cross-encoder.
+        directory: that of the export.
+        names: the file of each precision.
+        compare: returns the largest difference of a file from the model on the checked texts.
+        compute: returns the model's own numbers for the checked texts.
+
+    Returns:
+        The files with their precisions; none unless "onnx" is among the formats.
+    """
+    import numpy as np
+
+    from embed_jax.export.onnx import write_onnx
+
     if "onnx" not in args.format:
         return []
     (directory / "onnx").mkdir()
-    files = [(ONNX_FILES[precision], precision) for precision in args.precision]
+    files = [(names[precision], precision) for precision in args.precision]
+    largest = float(np.abs(compute()).max())
     for file, precision in files:
-        write_checked(model, directory / file, precision)
-    return files
-
-
-def write_checked(model: SentenceEncoder, path: Path, precision: str) -> None:
-    """Writes an ONNX file, and runs it on a few texts beside the model."""
-    import numpy as np
-
-    from embed_jax.export.onnx import compare_onnx, write_onnx
-
-    write_onnx(model, path, precision=precision)
-    difference = compare_onnx(path, model, CHECKED)
-    largest = float(np.abs(model.encode(CHECKED, prompt="")).max())
-    if not np.isfinite(difference) or (
-        precision == "float32" and difference > TOLERANCE * max(largest, 1.0)
-    ):
-        raise RunError(
-            f"{path.name}: differs from the model by {difference:g}, of numbers up to {largest:.2g}"
+        path = directory / file
+        write_onnx(model, path, precision=precision)
+        difference = compare(path)
+        if not np.isfinite(difference) or (
+            precision == "float32" and difference > TOLERANCE * max(largest, 1.0)
+        ):
+            raise RunError(
+                f"{path.name}: differs from the model by {difference:g}, of numbers up to "
+                f"{largest:.2g}"
+            )
+        print(
+            f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of "
+            f"numbers up to {largest:.2g}"
         )
-    print(
-        f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of "
-        f"numbers up to {largest:.2g}"
-    )
+    return files
 
 
 if __name__ == "__main__":

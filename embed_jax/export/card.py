@@ -6,7 +6,8 @@ Its sections are: usage, the model, training data and settings, scores, and how 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.export.record import TrainingRun, config_source, hub_model
@@ -360,7 +361,28 @@ def _describe_evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | No
         what = "At the end of the training, on data that chose nothing"
         what += " (Spearman's correlation):" if results.get("task") == "sts" else ":"
         parts += [what, _table(("", *sides), rows)]
+    parts += _describe_reranking(run.reranking) if run and run.reranking else []
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
+
+
+def _describe_reranking(report: Mapping[str, Any]) -> list[str]:
+    """Returns the paragraphs of reranking.json: each order of the shortlist, and the gain."""
+    orders = {
+        name: scores
+        for name, scores in report.items()
+        if isinstance(scores, dict) and name != "gain"
+    }
+    metrics = list(next(iter(orders.values()), ()))
+    rows = [
+        (name, *(f"{value:.4f} [{low:.4f}, {high:.4f}]" for value, low, high in scores.values()))
+        for name, scores in orders.items()
+    ]
+    about = (
+        f"On test, once, at the end of the training: the first {report['depth']} results of each "
+        f"of {report['queries']:,} queries, as the first stage has them and reranked "
+        f"({report['ms_per_query']:.1f} ms a query); in brackets the 95 % interval over queries:"
+    )
+    return [about, _table(("order", *metrics), rows), str(report["gain"]["verdict"])]
 
 
 def _select_metrics(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]:

@@ -11,10 +11,17 @@ Inputs, of which the batch and the length are free:
                                             (`include_prompt` False)
 
 Output: `sentence_embedding` float32 [batch, D], equal to `SentenceEncoder.encode`: pooling, heads
-and normalisation included, adapters merged. Padding comes after the texts; of models without
-absolute positions (rotary, relative) it may come before them too. The file's metadata has
-max_length (tokens that a text is cut to), similarity, prompts (JSON, by name), default_prompt_name,
-and template, which makes a prompt of an instruction.
+and normalisation included, adapters merged. A cross-encoder's output is `logits` float32 [batch,
+L], equal to `CrossEncoder.logits`: the activation that makes scores of them is in the metadata. Its
+tokens are those of pairs, and where the model tells the two texts apart there is one more input:
+
+    token_type_ids  int64 [batch, length]   1 at tokens of the second text
+
+Padding comes after the texts; of models without absolute positions (rotary, relative) it may come
+before them too. The file's metadata has max_length (tokens that a text or a pair is cut to), of an
+embedding model similarity, prompts (JSON, by name), default_prompt_name, and template, which makes
+a prompt of an instruction; of a cross-encoder num_labels, activation, and prompt, which stands
+before each query.
 
 For TensorRT, with the sizes that are to be fast (`pooling_mask` too, where there is one):
 
@@ -41,6 +48,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax import __version__
+from embed_jax.cross_encoder import CrossEncoder
+from embed_jax.data.tokenize import TokenizedTexts
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.int8 import dequantize_params
 from embed_jax.encoders.lora import merge_lora
@@ -57,16 +66,19 @@ from embed_jax.types import Params, TokenBatch
 
 PRECISIONS = ("float32", "float16", "int8")
 OUTPUT = "sentence_embedding"
+LOGITS = "logits"  # the output of a cross-encoder
 BATCHES = (1, 3, 8, 32)  # texts of the batches that are compared, in turn
 
 
-def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "float32") -> None:
+def write_onnx(
+    model: SentenceEncoder | CrossEncoder, path: str | Path, *, precision: str = "float32"
+) -> None:
     """Writes the model as an ONNX file, whole or not at all; the same model gives the same bytes.
 
     From 2 GiB on, the weights are in the file `path`.data beside it.
 
     Args:
-        model: the model.
+        model: an embedding model or a cross-encoder.
         path: the file to write.
         precision: "float32"; "float16": the layers' products and their sums are in float16, but
             norms, softmax, pooling and heads in float32; weights that were trained in bfloat16 may
@@ -86,24 +98,38 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
     path = Path(path)
     dtype = np.float16 if precision == "float16" else np.float32
     with np.errstate(over="ignore"):  # numbers beyond float16 are reported below
-        graph, embeddings = _graph(model, dtype, int8_tables=precision == "int8")
+        graph, result = _graph(model, dtype, int8_tables=precision == "int8")
     for array in graph.initializers.values():
         if array.dtype == np.float16 and not np.isfinite(array).all():
             raise InputError(
                 "precision 'float16': the model has weights beyond 65,504; use 'float32' or 'int8'"
             )
-    written = graph.model(
-        {OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision)
-    )
+    output = LOGITS if isinstance(model, CrossEncoder) else OUTPUT
+    metadata = {**_metadata(model), "precision": precision}
+    written = graph.model({output: result}, "embed-jax", __version__, metadata)
     write_proto(_quantize(written, path.parent) if precision == "int8" else written, path)
 
 
-def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph, Tensor]:
+def _graph(
+    model: SentenceEncoder | CrossEncoder, dtype: Any, int8_tables: bool
+) -> tuple[Graph, Tensor]:
     function, params = make_embed_function(model, dtype)
     batch, length = jax.export.symbolic_shape("batch, length")
-    names = ["input_ids", "attention_mask", *(["pooling_mask"] if has_pooling_mask(model) else [])]
-    inputs = {name: (np.int32, (batch, length)) for name in names}
-    return to_graph(function, inputs, params, int8_tables=int8_tables)
+    inputs = {name: (np.int32, (batch, length)) for name in input_names(model)}
+
+    def apply(params: Params, *arrays: Array) -> Array:
+        return function(params, **dict(zip(inputs, arrays, strict=True)))
+
+    return to_graph(apply, inputs, params, int8_tables=int8_tables)
+
+
+def input_names(model: SentenceEncoder | CrossEncoder) -> list[str]:
+    """Returns the names of the inputs of the model's file."""
+    names = ["input_ids", "attention_mask"]
+    if isinstance(model, CrossEncoder):
+        has_types = model.tokenize(["a"], ["a"]).segments is not None
+        return [*names, "token_type_ids"] if has_types else names
+    return [*names, "pooling_mask"] if has_pooling_mask(model) else names
 
 
 def has_pooling_mask(model: SentenceEncoder) -> bool:
@@ -111,25 +137,34 @@ def has_pooling_mask(model: SentenceEncoder) -> bool:
     return not model.include_prompt and bool(any(model.prompts.values()) or model.template)
 
 
-def _metadata(model: SentenceEncoder, precision: str) -> dict[str, str]:
+def _metadata(model: SentenceEncoder | CrossEncoder) -> dict[str, str]:
+    if isinstance(model, CrossEncoder):
+        return {
+            "max_length": str(model.max_length),
+            "num_labels": str(model.num_labels),
+            "activation": model.activation,
+            "prompt": model.prompt,
+        }
     return {
         "max_length": str(model.max_length),
         "similarity": model.similarity_fn_name,
         "prompts": json.dumps(model.prompts, sort_keys=True),
         "default_prompt_name": model.default_prompt_name or "",
         "template": model.template or "",
-        "precision": precision,
     }
 
 
 # ---- the function that is exported ---------------------------------------------------------------
 
 
-def make_embed_function(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Callable, Params]:
+def make_embed_function(
+    model: SentenceEncoder | CrossEncoder, dtype: Any = np.float32
+) -> tuple[Callable, Params]:
     """Returns the function that is exported, and its parameters.
 
-    The function is `(params, input_ids, attention_mask, pooling_mask=None) -> embeddings [B, D]`.
-    Its embeddings are those of the model's own encoder for a batch with one text in each row.
+    The function is `(params, input_ids, attention_mask, pooling_mask=None, token_type_ids=None) ->
+    embeddings [B, D]`, or logits of a cross-encoder. They are those of the model's own encoder for
+    a batch with one text in each row.
 
     Args:
         model: the model.
@@ -153,12 +188,14 @@ def make_embed_function(model: SentenceEncoder, dtype: Any = np.float32) -> tupl
         input_ids: Int[Array, "B T"],
         attention_mask: Int[Array, "B T"],
         pooling_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B D"]:
         present = attention_mask > 0
         pooled = present if pooling_mask is None else present & (pooling_mask > 0)
         position = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         # Sentences are told apart within rows only, and a row has one: 0, and 1 for padding.
-        tokens = TokenBatch(input_ids, jnp.where(present, 0, 1), position, pooled, sentences=1)
+        sentence = jnp.where(present, 0, 1)
+        tokens = TokenBatch(input_ids, sentence, position, pooled, 1, segment=token_type_ids)
         states = _states(spec, backbone, params, tokens)
         vectors = [_pool(name, states, present, pooled) for name in spec.pooling.split("+")]
         x = jnp.concatenate(vectors, axis=-1)
@@ -279,6 +316,32 @@ def encode_onnx(
     Raises:
         InputError: onnxruntime is not installed, or it cannot read the file.
     """
+    tokenized = model.tokenizer.encode(texts, prompt, model.include_prompt)
+    return _run(path, OUTPUT, tokenized, model.tokenizer.pad_id, model.dim)
+
+
+def logits_onnx(
+    path: str | Path, model: CrossEncoder, queries: Sequence[str], passages: Sequence[str]
+) -> Float[np.ndarray, "N L"]:
+    """Computes logits of pairs by ONNX Runtime on CPU, in batches of different sizes in turn.
+
+    Args:
+        path: the ONNX file.
+        model: the model that the file was written from; its tokenizer is used.
+        queries: N texts.
+        passages: N texts.
+
+    Raises:
+        InputError: see `encode_onnx`.
+    """
+    tokenized = model.tokenize(queries, passages)
+    return _run(path, LOGITS, tokenized, model.tokenizer.pad_id, model.num_labels)
+
+
+def _run(
+    path: str | Path, output: str, tokenized: TokenizedTexts, pad_id: int, size: int
+) -> Float[np.ndarray, "N D"]:
+    """Runs a file on texts in batches of BATCHES, and returns its output for each text."""
     require("onnxruntime")
     import onnxruntime
 
@@ -287,17 +350,20 @@ def encode_onnx(
     except Exception as error:  # the library has a kind for each of its status codes
         raise InputError(f"{path}: ONNX Runtime cannot read it: {one_line(error)[:200]}") from None
     names = [each.name for each in session.get_inputs()]
-    tokenized = model.tokenizer.encode(texts, prompt, model.include_prompt)
-    sizes, start, blocks = itertools.cycle(BATCHES), 0, [np.zeros((0, model.dim), np.float32)]
-    while start < len(texts):
-        rows = tokenized.ids[start : (start := start + next(sizes))]
-        arrays = pad_rows(rows, tokenized.skip, model.tokenizer.pad_id)
-        blocks += session.run([OUTPUT], {name: arrays[name] for name in names})
+    sizes, start, blocks = itertools.cycle(BATCHES), 0, [np.zeros((0, size), np.float32)]
+    while start < len(tokenized.ids):
+        rows = slice(start, start := start + next(sizes))
+        types = None if tokenized.segments is None else tokenized.segments[rows]
+        arrays = pad_rows(tokenized.ids[rows], tokenized.skip, pad_id, types)
+        blocks += session.run([output], {name: arrays[name] for name in names})
     return np.concatenate(blocks)
 
 
 def pad_rows(
-    rows: Sequence[Int[np.ndarray, " _"]], skip: int, pad_id: int
+    rows: Sequence[Int[np.ndarray, " _"]],
+    skip: int,
+    pad_id: int,
+    types: Sequence[Int[np.ndarray, " _"]] | None = None,
 ) -> dict[str, Int[np.ndarray, "B T"]]:
     """Returns a file's inputs by name, with rows padded to the longest.
 
@@ -308,18 +374,23 @@ def pad_rows(
         rows: the token ids of each text.
         skip: the number of leading tokens of each text that are not pooled.
         pad_id: the token id at padding.
+        types: the token types of each text; None: 0 everywhere.
     """
     lengths = np.array([len(row) for row in rows])[:, None]
     slots = np.arange(max(int(lengths.max(initial=1)), 1))
     input_ids = np.full((len(rows), len(slots)), pad_id, np.int64)
-    for filled, row in zip(input_ids, rows, strict=True):
-        filled[: len(row)] = row
+    token_types = np.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = row
+        if types is not None:
+            token_types[number, : len(row)] = types[number]
     mask = slots < lengths
     pooled = mask & (slots >= skip)
     return {
         "input_ids": input_ids,
         "attention_mask": mask.astype(np.int64),
         "pooling_mask": pooled.astype(np.int64),
+        "token_type_ids": token_types,
     }
 
 
@@ -334,7 +405,24 @@ def compare_onnx(path: str | Path, model: SentenceEncoder, texts: Sequence[str])
     prompt = (
         model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""
     )
-    difference = np.abs(
-        encode_onnx(path, model, texts, prompt=prompt) - model.encode(texts, prompt=prompt)
-    )
+    ours = model.encode(texts, prompt=prompt)
+    return _largest_difference(encode_onnx(path, model, texts, prompt=prompt), ours)
+
+
+def compare_logits_onnx(
+    path: str | Path, model: CrossEncoder, queries: Sequence[str], passages: Sequence[str]
+) -> float:
+    """Returns the largest difference between the file's logits and the model's own.
+
+    The difference is infinite if a number is not finite.
+
+    Raises:
+        InputError: see `encode_onnx`.
+    """
+    ours = model.logits(queries, passages)
+    return _largest_difference(logits_onnx(path, model, queries, passages), ours)
+
+
+def _largest_difference(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "N D"]) -> float:
+    difference = np.abs(a - b)
     return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))

@@ -103,6 +103,7 @@ class TrainingRun:
         experiment: the module of `experiments` that was launched; "": started from Python; None:
             not recorded.
         sessions: each start and resumption, if they are recorded.
+        reranking: reranking.json, the test of a cross-encoder on a shortlist, or {}.
     """
 
     config: dict[str, Any]
@@ -112,6 +113,7 @@ class TrainingRun:
     earlier: TrainingRun | None
     experiment: str | None
     sessions: tuple[Session, ...]
+    reranking: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def stages(self) -> list[TrainingRun]:
         """The runs one after the other, this one last."""
@@ -197,6 +199,7 @@ def read_run(directory: Path) -> TrainingRun:
         read_run(start.parent) if stage else None,
         experiment,
         sessions,
+        _read(directory / "reranking.json"),
     )
 
 

@@ -8,7 +8,7 @@ from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.encoders.heads import Normalize
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.modules import POOLING_NAMES
-from embed_jax.export.onnx import has_pooling_mask
+from embed_jax.export.onnx import has_pooling_mask, input_names
 from embed_jax.prompts import DOCUMENT_NAMES
 from embed_jax.sentence import SentenceEncoder
 
@@ -33,8 +33,13 @@ def usage(
     """Returns the section on how to use a model; see card.CardContent for the arguments."""
     parts = ["## How to use it"]
     if isinstance(model, CrossEncoder):
-        parts += ["With sentence-transformers:", _code(_cross_encoder_code(name))]
-        parts += ["With embed-jax:", _code(_own_cross_encoder_code(name))]
+        if format:
+            parts += ["With sentence-transformers:", _code(_cross_encoder_code(model, name))]
+            parts += ["With embed-jax:", _code(_own_cross_encoder_code(model, name))]
+        if onnx:
+            parts += [_PAIR_ONNX]
+            parts += [_CHAT] if model.chat else [_code(_pair_onnx_code(model, name, onnx[0][0]))]
+            parts += _list_files(onnx)
         return "\n\n".join(parts)
     if format == "huggingface":
         parts += (
@@ -55,8 +60,7 @@ def usage(
         parts += ["With embed-jax:", _code(_own_code(model, name))]
     if onnx:
         parts += [_ONNX, _code(_onnx_code(model, name, onnx[0][0]))]
-        if len(onnx) > 1:
-            parts.append("\n".join(f"- `{file}`: {precision}" for file, precision in onnx))
+        parts += _list_files(onnx)
         parts.append(_tensorrt(model, onnx[0][0]))
     return "\n\n".join(parts)
 
@@ -71,6 +75,11 @@ _ONNX = (
     "sentence-transformers' own "
     '`backend="onnx"` wants token embeddings, and cannot use it.'
 )
+_PAIR_ONNX = (
+    "With ONNX Runtime. The file takes token ids of pairs and gives their logits, before the "
+    "activation that makes scores of them."
+)
+_CHAT = "The pairs are put into the tokenizer's chat template first, as transformers does."
 _TENSORRT = """For TensorRT:
 
 ```bash
@@ -79,6 +88,13 @@ trtexec --onnx={file} --fp16 --saveEngine=model.plan \\
     --optShapes={usual} \\
     --maxShapes={most}
 ```"""
+
+
+def _list_files(onnx: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns a list of the ONNX files with their precisions, if there are several."""
+    if len(onnx) < 2:
+        return []
+    return ["\n".join(f"- `{file}`: {precision}" for file, precision in onnx)]
 
 
 def _code(text: str) -> str:
@@ -169,6 +185,30 @@ def _onnx_code(model: SentenceEncoder, name: str, file: str) -> str:
     lower = ".lower()" if model.lower_case else ""
     put = f"{prompt!r} + text{lower}" if prompt else f"text{lower}"
     lines = [
+        *_onnx_start(model, name, file),
+        f"encoded = tokenizer.encode_batch([{put} for text in {TEXTS}])",
+        *_ONNX_INPUTS,
+    ]
+    if has_pooling_mask(model):
+        skip = model.tokenizer.encode([""], prompt, include_prompt=False).skip
+        lines += [
+            'inputs["pooling_mask"] = inputs["attention_mask"].copy()',
+            f'inputs["pooling_mask"][:, :{skip}] = 0  # the prompt is not pooled',
+        ]
+    return "\n".join(
+        [*lines, "(embeddings,) = session.run(None, inputs)", "print(embeddings.shape)"]
+    )
+
+
+_ONNX_INPUTS = (
+    'inputs = {"input_ids": np.array([one.ids for one in encoded])}',
+    'inputs["attention_mask"] = np.array([one.attention_mask for one in encoded])',
+)
+
+
+def _onnx_start(model: SentenceEncoder | CrossEncoder, name: str, file: str) -> list[str]:
+    """Returns code that reads the tokenizer and the ONNX file."""
+    lines = [
         "import numpy as np",
         "import onnxruntime",
         "from tokenizers import Tokenizer",
@@ -186,21 +226,25 @@ def _onnx_code(model: SentenceEncoder, name: str, file: str) -> str:
         ]
     if model.max_length < 10**9:
         lines.append(f"tokenizer.enable_truncation({model.max_length})")
-    lines += [
-        f'session = onnxruntime.InferenceSession(f"{{directory}}/{file}")',
-        f"encoded = tokenizer.encode_batch([{put} for text in {TEXTS}])",
-        'inputs = {"input_ids": np.array([one.ids for one in encoded])}',
-        'inputs["attention_mask"] = np.array([one.attention_mask for one in encoded])',
+    return [*lines, f'session = onnxruntime.InferenceSession(f"{{directory}}/{file}")']
+
+
+def _pair_onnx_code(model: CrossEncoder, name: str, file: str) -> str:
+    """Returns code for ONNX Runtime that scores pairs, with the prompt before each query."""
+    lower = ".lower()" if model.lower_case else ""
+    query = f"{model.prompt!r} + query{lower}" if model.prompt else f"query{lower}"
+    lines = [
+        *_onnx_start(model, name, file),
+        f"queries, passages = {QUERIES}, {PASSAGES}",
+        f"pairs = [({query}, passage{lower}) for query, passage in zip(queries, passages)]",
+        "encoded = tokenizer.encode_batch(pairs)",
+        *_ONNX_INPUTS,
     ]
-    if has_pooling_mask(model):
-        skip = model.tokenizer.encode([""], prompt, include_prompt=False).skip
-        lines += [
-            'inputs["pooling_mask"] = inputs["attention_mask"].copy()',
-            f'inputs["pooling_mask"][:, :{skip}] = 0  # the prompt is not pooled',
-        ]
-    return "\n".join(
-        [*lines, "(embeddings,) = session.run(None, inputs)", "print(embeddings.shape)"]
-    )
+    if "token_type_ids" in input_names(model):
+        lines.append('inputs["token_type_ids"] = np.array([one.type_ids for one in encoded])')
+    lines.append("(logits,) = session.run(None, inputs)")
+    scores = "1 / (1 + np.exp(-logits))" if model.activation == "sigmoid" else "logits"
+    return "\n".join([*lines, f"scores = {scores}", "print(scores)"])
 
 
 def _tensorrt(model: SentenceEncoder, file: str) -> str:
@@ -215,26 +259,30 @@ def _tensorrt(model: SentenceEncoder, file: str) -> str:
     )
 
 
-def _cross_encoder_code(name: str) -> str:
-    pairs = "[(query, passage) for query in queries for passage in passages]"
-    return "\n".join(
-        [
-            "from sentence_transformers import CrossEncoder",
-            "",
-            f"model = CrossEncoder({name!r})",
-            f"queries, passages = {QUERIES}, {PASSAGES}",
-            f"print(model.predict({pairs}))",
-        ]
-    )
+def _cross_encoder_code(model: CrossEncoder, name: str) -> str:
+    lines = [
+        "from sentence_transformers import CrossEncoder",
+        "",
+        f"model = CrossEncoder({name!r})",
+        f"queries, passages = {QUERIES}, {PASSAGES}",
+        "scores = model.predict(list(zip(queries, passages)))",
+    ]
+    return "\n".join([*lines, *_show_scores(model)])
 
 
-def _own_cross_encoder_code(name: str) -> str:
-    return "\n".join(
-        [
-            "import embed_jax",
-            "",
-            f"model = embed_jax.load_cross_encoder({name!r})",
-            f"queries, passages = {QUERIES}, {PASSAGES}",
-            "print(model.score(queries, passages))",
-        ]
-    )
+def _own_cross_encoder_code(model: CrossEncoder, name: str) -> str:
+    lines = [
+        "import embed_jax",
+        "",
+        f"model = embed_jax.load_cross_encoder({name!r})",
+        f"queries, passages = {QUERIES}, {PASSAGES}",
+        "scores = model.score(queries, passages)",
+    ]
+    return "\n".join([*lines, *_show_scores(model)])
+
+
+def _show_scores(model: CrossEncoder) -> list[str]:
+    """Returns code that prints scores, and ranks passages if the model has one label."""
+    if model.num_labels != 1:
+        return ["print(scores)  # of each label"]
+    return ["print(scores)", "ranking = model.rank(queries[0], passages)", "print(ranking)"]

@@ -7,6 +7,7 @@ import pytest
 
 from embed_jax.config import Experiment, Source, as_dict, to_json
 from embed_jax.config_file import load_config
+from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.errors import InputError
 from embed_jax.export.card import CardContent, model_card
 from embed_jax.export.record import UNKNOWN, config_source, hub_model, read_run
@@ -327,6 +328,31 @@ def test_results_of_the_run_are_there_before_against_after(model, made_run):
         and "| average |  | 0.6000 |" in card
         and "Spearman" in card
     )
+
+
+def test_a_cross_encoders_card_has_its_test_on_a_shortlist(tiny_cross_encoder, made_run):
+    directory = made_run("run", loss__name="lambda_loss")
+    report = {
+        "task": "reranking",
+        "queries": 300,
+        "depth": 50,
+        "ms_per_query": 12.34,
+        "bm25": {"ndcg@10": [0.5, 0.45, 0.55], "mrr@10": [0.25, 0.2, 0.3]},
+        "reranked": {"ndcg@10": [0.625, 0.6, 0.65], "mrr@10": [0.375, 0.3, 0.4]},
+        "gain": {"ndcg@10": 0.125, "verdict": "reranked is better than bm25: by a lot."},
+    }
+    (directory / "reranking.json").write_text(json.dumps(report))
+    model = load_cross_encoder(str(tiny_cross_encoder()))
+    card = model_card(model, CardContent("org/model", run=read_run(directory)))
+    assert "| order | ndcg@10 | mrr@10 |" in card
+    assert "| bm25 | 0.5000 [0.4500, 0.5500] | 0.2500 [0.2000, 0.3000] |" in card
+    assert "| reranked | 0.6250 [0.6000, 0.6500] | 0.3750 [0.3000, 0.4000] |" in card
+    assert "first 50 results" in card and "300 queries" in card and "12.3 ms a query" in card
+    assert report["gain"]["verdict"] in card
+    assert "| 1,234 |" in card and "`lambda_loss`" in card
+    assert "model.rank(queries[0], passages)" in card and "CrossEncoder('org/model')" in card
+    several = model_card(load_cross_encoder(str(tiny_cross_encoder(2))), CardContent("model"))
+    assert ".rank(" not in several and "of each label" in several
 
 
 def test_the_config_in_the_card_is_the_runs(tmp_path):

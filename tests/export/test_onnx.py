@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.bert import SHAPES as BERTS
 from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.decoder_shapes import SHAPES as DECODERS
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize, Truncate
@@ -31,9 +33,17 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from embed_jax.export import onnx_graph  # noqa: E402
 from embed_jax.export.jaxpr import to_graph  # noqa: E402
-from embed_jax.export.onnx import OUTPUT, compare_onnx, encode_onnx, pad_rows, write_onnx  # noqa: E402
+from embed_jax.export.onnx import (  # noqa: E402
+    OUTPUT,
+    compare_logits_onnx,
+    compare_onnx,
+    encode_onnx,
+    logits_onnx,
+    pad_rows,
+    write_onnx,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* texts were cut")
+pytestmark = pytest.mark.filterwarnings("ignore:.* (texts|pairs) were cut")
 TEXTS = [
     "the cat",
     "",
@@ -180,6 +190,47 @@ def test_smaller_precisions_are_close(written, name, precision, least):
         tensor for tensor in onnx.load(path).graph.initializer if np.prod(tensor.dims) >= 1024
     ]
     assert {tensor.data_type for tensor in weights} == {kind}
+
+
+PAIR_BACKBONES = {
+    "bert": BERT,
+    "modernbert": MODERNBERT,
+    "llama": DECODER,
+    "deberta": random_spec("deberta-tiny").backbone,
+    "t5": T5S["t5-tiny"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        "modernbert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "deberta", "t5")),
+    ],
+)
+def test_logits_are_the_cross_encoders(tokenizer, tmp_path, name):
+    """Token types are an input where the model has them; two labels are two logits."""
+    backbone = dataclasses.replace(PAIR_BACKBONES[name], vocab_size=tokenizer.vocab_size)
+    spec = make_classifier(backbone, num_labels=2)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    model = CrossEncoder(spec, params, tokenizer, prompt="the ", devices=1)
+    path = tmp_path / "model.onnx"
+    write_onnx(model, path)
+    queries, passages = TEXTS * 3, (TEXTS[2:] + TEXTS[:2]) * 3
+    logits = logits_onnx(path, model, queries, passages)
+    assert logits.shape == (len(queries), 2) and np.ptp(logits) > 0.1
+    assert compare_logits_onnx(path, model, queries, passages) < 1e-4
+    session = session_of(path)
+    inputs = {each.name for each in session.get_inputs()}
+    types = {"token_type_ids"} if getattr(backbone, "type_vocab_size", 0) > 1 else set()
+    assert inputs == {"input_ids", "attention_mask"} | types
+    assert [each.name for each in session.get_outputs()] == ["logits"]
+    about = session.get_modelmeta().custom_metadata_map
+    assert (about["activation"], about["prompt"]) == ("sigmoid", "the ")
+    assert (about["num_labels"], about["max_length"]) == ("2", "24")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])

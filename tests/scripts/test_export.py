@@ -413,11 +413,37 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
     for block in code(out):
         executed(block, out, monkeypatch)
     assert files(exported("--model", tmp_path / "saved")) == files(out)
-    for option, value in (("--dim", "8"), ("--format", "onnx")):
+    for option, value in (("--dim", "8"), ("--format", "huggingface")):
         message = refused(
             export, "--model", tmp_path / "saved", option, value, "--output", tmp_path / "other"
         )
         assert option in message and "cross-encoder" in message
+
+
+def test_an_onnx_file_of_a_cross_encoder_gives_its_scores(
+    exported, tiny_cross_encoder, tmp_path, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    from embed_jax.cross_encoder import load_cross_encoder
+
+    model = load_cross_encoder(str(tiny_cross_encoder()))
+    model.prompt = "find "
+    model.save(tmp_path / "saved")
+    formats = ("--format", "sentence-transformers,onnx", "--precision", "float32,int8")
+    out = exported("--model", tmp_path / "saved", *formats)
+    assert {"onnx/model.onnx", "onnx/model_int8.onnx", "model.safetensors"} <= set(files(out))
+    card = (out / "README.md").read_text()
+    assert "- onnx\n" in card and "- `onnx/model_int8.onnx`: int8" in card
+    _, ours, onnx = (executed(block, out, monkeypatch) for block in code(out))
+    np.testing.assert_allclose(onnx["scores"][:, 0], ours["scores"], atol=1e-5)
+    assert ours["ranking"][0]["score"] == pytest.approx(
+        max(model.score([ours["queries"][0]] * 2, ours["passages"]))
+    )
+    only = exported("--model", tmp_path / "saved", "--format", "onnx", name="only")
+    (block,) = code(only)
+    np.testing.assert_allclose(
+        executed(block, only, monkeypatch)["scores"], onnx["scores"], atol=1e-6
+    )
 
 
 # ---- runs ----------------------------------------------------------------------------------------
