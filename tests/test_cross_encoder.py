@@ -306,6 +306,87 @@ def test_types_are_packed_with_their_tokens():
     assert seen == 2 * len(ids)
 
 
+# ---- documented behaviours -----------------------------------------------------------------------
+
+
+def test_an_empty_passage_is_scored_like_any_other(model):
+    """It is the special tokens only, as in sentence-transformers; it is ranked, not left out."""
+    queries, passages = ["the cat", "", "the cat"], ["", "", "a dog"]
+    scores = model.score(queries, passages)
+    assert np.isfinite(scores).all() and len(np.unique(scores)) == 3
+    assert {entry["corpus_id"] for entry in model.rank("the cat", ["", "a dog", " "])} == {0, 1, 2}
+    np.testing.assert_allclose(model.score([""], [" \t"]), scores[1:2], atol=1e-6)
+
+
+def test_pairs_over_the_limit_are_counted_in_one_warning(model):
+    queries, passages = ["the cat"] * 5, ["dog", "dog " * 60, "", "river road " * 40, "red"]
+    with pytest.warns(UserWarning) as caught:
+        cut = model.score(queries, passages)
+    assert [str(warning.message) for warning in caught] == [
+        f"2 of 5 pairs were cut at the model's limit of {LIMIT} tokens"
+    ]
+    room = LIMIT - 3 - len(queries[0].split())  # [CLS] query [SEP] passage [SEP]
+    np.testing.assert_allclose(
+        model.score(["the cat"], [" ".join(["dog"] * room)]), cut[1:2], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_logits_order_passages_whose_scores_round_to_the_same_number(model, compute_dtype):
+    """A sigmoid rounds to 1 from a logit of 17 on; logits are float32 in half precision too."""
+    heads = model.params["heads"]
+    last = str(max(map(int, heads)))
+    moved = {**heads[last], "bias": heads[last]["bias"] + 40}
+    params = {**model.params, "heads": {**heads, last: moved}}
+    shifted = CrossEncoder(
+        model.spec, jax.device_get(params), model.tokenizer, compute_dtype=compute_dtype
+    )
+    passages = ["a dog", "the red house", "music", "the cat plays", "train to the city"]
+    logits = shifted.logits(["the cat"] * 5, passages)[:, 0]
+    assert logits.dtype == np.float32 and len(np.unique(logits)) == 5
+    assert (shifted.score(["the cat"] * 5, passages) == 1).all()
+    ranking = shifted.rank("the cat", passages)
+    assert [entry["corpus_id"] for entry in ranking] == np.argsort(-logits).tolist()
+    assert [type(entry["score"]) for entry in ranking] == [float] * 5
+
+
+def test_equal_logits_are_in_the_given_order(model):
+    passages = ["a dog", "music", "a dog", "music", "a dog"]
+    order = [entry["corpus_id"] for entry in model.rank("the cat", passages)]
+    assert order in ([0, 2, 4, 1, 3], [1, 3, 0, 2, 4])
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "identity"])
+def test_the_activation_is_applied_once_here_and_elsewhere(model, activation, tmp_path):
+    """A saved model says its activation; its weights are those of logits."""
+    peer = pytest.importorskip("sentence_transformers")
+    ours = CrossEncoder(
+        model.spec, jax.device_get(model.params), model.tokenizer, activation=activation
+    )
+    for generation in range(2):  # saving a loaded model applies it no second time
+        ours.save(tmp_path / str(generation))
+        ours = load_cross_encoder(str(tmp_path / str(generation)))
+    queries, passages = made_pairs(5)
+    logits = model.logits(queries, passages)[:, 0]
+    expected = logits if activation == "identity" else 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(ours.score(queries, passages), expected, atol=1e-5)
+    reference = peer.CrossEncoder(str(tmp_path / "1"), device="cpu")
+    pairs = list(zip(queries, passages, strict=True))
+    np.testing.assert_allclose(
+        reference.predict(pairs, show_progress_bar=False), expected, atol=1e-5
+    )
+
+
+def test_a_model_with_two_labels_ranks_nothing(tiny_cross_encoder):
+    two = load_cross_encoder(str(tiny_cross_encoder(num_labels=2)))
+    assert two.score(["the cat"], ["a dog"]).shape == (1, 2)
+    with pytest.raises(InputError) as caught:
+        two.rank("the cat", ["a dog"])
+    assert str(caught.value) == (
+        "rank: expected a model with one label, found 2; `score` gives the scores of all of them"
+    )
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
