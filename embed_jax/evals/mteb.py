@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -103,7 +103,7 @@ class MtebModel:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MtebCrossEncoder:
-    """A cross-encoder with mteb's interface; made by `mteb_model`."""
+    """A cross-encoder with mteb's interface; made by `mteb_cross_encoder`."""
 
     model: CrossEncoder
     mteb_model_meta: ModelMeta
@@ -138,53 +138,66 @@ class MtebCrossEncoder:
         return self.model.logits(queries, passages)[:, 0]
 
 
-@overload
-def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel: ...
-@overload
-def mteb_model(model: CrossEncoder, name: str = "") -> MtebCrossEncoder: ...
-def mteb_model(
-    model: SentenceEncoder | RoutedEncoder | CrossEncoder, name: str = ""
-) -> MtebModel | MtebCrossEncoder:
-    """Makes a model that `mteb.evaluate` takes: of cross-encoders, for reranking tasks.
+def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:
+    """Makes a model that `mteb.evaluate` takes.
 
-    Each embedded text gets the prompt that mteb would choose of the model's: the first there is of
+    Each text gets the prompt that mteb would choose of the model's: the first there is of
     "TASK-SIDE", "TASK", "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or
     "corpus", as in sentence-transformers; else the model's default, if it has one. For models with
     a template see `task_instruction`.
 
     Args:
-        model: an encoder, with or without routes, or a cross-encoder.
+        model: an encoder, with or without routes.
         name: "organisation/model", under which mteb keeps results; a name without "/" is put under
             "embed-jax/".
 
     Raises:
-        InputError: if mteb is not installed, or for a cross-encoder with several labels.
+        InputError: if mteb is not installed.
     """
     require("mteb")
-    from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
 
+    meta = _model_meta(
+        model,
+        name,
+        embed_dim=model.dim,
+        similarity_fn_name=ScoringFunction(model.similarity_fn_name),
+        use_instructions=bool(model.template or any(model.prompts.values())),
+    )
+    return MtebModel(model, meta, prompt_options(model))
+
+
+def mteb_cross_encoder(model: CrossEncoder, name: str = "") -> MtebCrossEncoder:
+    """Makes a cross-encoder that `mteb.evaluate` takes, for reranking tasks.
+
+    Args:
+        model: a cross-encoder with one label.
+        name: see `mteb_model`.
+
+    Raises:
+        InputError: if mteb is not installed, or for a model with several labels.
+    """
+    require("mteb")
+    check_ranks(model, name or "model")
+    return MtebCrossEncoder(model, _model_meta(model, name, model_type=["cross-encoder"]))
+
+
+def _model_meta(
+    model: SentenceEncoder | RoutedEncoder | CrossEncoder, name: str, **fields: Any
+) -> ModelMeta:
+    """Returns mteb's description of a model, with fields for its kind."""
+    from mteb.models import ModelMeta
+
     name = name or "model"
-    about: dict[str, Any] = {
+    sizes = (leaf.size for part in _parts(model) for leaf in jax.tree.leaves(part.params))
+    common = {
         "name": name if "/" in name else f"embed-jax/{name}",
         "revision": revision(model),
-        "n_parameters": sum(
-            leaf.size for part in _parts(model) for leaf in jax.tree.leaves(part.params)
-        ),
+        "n_parameters": sum(sizes),
         "max_tokens": model.max_length,
         "framework": ["JAX"],
     }
-    if isinstance(model, CrossEncoder):
-        check_ranks(model, name)
-        meta = ModelMeta.create_empty(overwrites={**about, "model_type": ["cross-encoder"]})
-        return MtebCrossEncoder(model, meta)
-    about |= {
-        "embed_dim": model.dim,
-        "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
-        "use_instructions": bool(model.template or any(model.prompts.values())),
-    }
-    meta = ModelMeta.create_empty(overwrites=about)
-    return MtebModel(model, meta, prompt_options(model))
+    return ModelMeta.create_empty(overwrites={**common, **fields})
 
 
 def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -11,8 +11,15 @@ from jaxtyping import Float
 from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from embed_jax.cross_encoder import CrossEncoder
+
+class PairModel(Protocol):
+    """A model that gives pairs logits, such as a CrossEncoder."""
+
+    num_labels: int
+
+    def logits(
+        self, queries: Sequence[str], passages: Sequence[str], *, batch_tokens: int = 0
+    ) -> Float[np.ndarray, "N L"]: ...
 
 
 class Reranker:
@@ -67,7 +74,7 @@ class Reranker:
         return f"{self.scored} pairs scored"
 
 
-def cross_encoder_reranker(model: CrossEncoder, name: str, *, batch_tokens: int = 0) -> Reranker:
+def cross_encoder_reranker(model: PairModel, name: str, *, batch_tokens: int = 0) -> Reranker:
     """Returns the Reranker of a cross-encoder with one label, whose scores are its logits.
 
     Logits rank as the model's scores do, without their ties: a sigmoid rounds to 1 from a logit of
@@ -88,7 +95,7 @@ def cross_encoder_reranker(model: CrossEncoder, name: str, *, batch_tokens: int 
     )
 
 
-def check_ranks(model: CrossEncoder, name: str) -> None:
+def check_ranks(model: PairModel, name: str) -> None:
     """Raises an InputError for a cross-encoder with several labels, which cannot rank passages."""
     if model.num_labels != 1:
         raise InputError(

@@ -22,7 +22,13 @@ from embed_jax.cross_encoder import load_cross_encoder  # noqa: E402
 from embed_jax.encoders.settings import EncodingSettings  # noqa: E402
 from embed_jax.errors import InputError  # noqa: E402
 from embed_jax.evals.embedder import Embedder, prompt_options  # noqa: E402
-from embed_jax.evals.mteb import KINDS, local_task, mteb_model, revision  # noqa: E402
+from embed_jax.evals.mteb import (  # noqa: E402
+    KINDS,
+    local_task,
+    mteb_cross_encoder,
+    mteb_model,
+    revision,
+)
 from embed_jax.evals.reranker import cross_encoder_reranker  # noqa: E402
 from embed_jax.prompts import fill_template  # noqa: E402
 from embed_jax.registry import lookup  # noqa: E402
@@ -338,7 +344,7 @@ def test_a_cross_encoder_equals_sentence_transformers_under_mteb_and_our_task(
     ours, data = load_cross_encoder(directory), candidates(number)
     results = [
         scores(model, local_task("reranking", data, name="Made"))
-        for model in (mteb_model(ours, "tiny"), peer.CrossEncoder(directory, device="cpu"))
+        for model in (mteb_cross_encoder(ours, "tiny"), peer.CrossEncoder(directory, device="cpu"))
     ]
     assert 0.1 < results[0]["main_score"] < 0.9
     for metric in ("main_score", "map_at_1000", "ndcg_at_10", "mrr_at_10", "recall_at_5"):
@@ -350,7 +356,7 @@ def test_a_cross_encoder_equals_sentence_transformers_under_mteb_and_our_task(
 
 def test_what_mteb_records_of_a_cross_encoder(tiny_cross_encoder):
     model = load_cross_encoder(str(tiny_cross_encoder()))
-    wrapped = mteb_model(model, "mine")
+    wrapped = mteb_cross_encoder(model, "mine")
     assert isinstance(wrapped, CrossEncoderProtocol) and not isinstance(wrapped, EncoderProtocol)
     meta = wrapped.mteb_model_meta
     assert (meta.name, meta.max_tokens) == ("embed-jax/mine", model.max_length)
@@ -360,7 +366,7 @@ def test_what_mteb_records_of_a_cross_encoder(tiny_cross_encoder):
     several = load_cross_encoder(str(tiny_cross_encoder(2)))
     assert len({revision(model), revision(shorter), revision(several)}) == 3
     with pytest.raises(InputError, match="two: expected a cross-encoder with one label"):
-        mteb_model(several, "two")
+        mteb_cross_encoder(several, "two")
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])

@@ -171,8 +171,8 @@ def test_what_cannot_rerank_is_refused(
 
 def test_a_cross_encoder_is_no_first_stage(refused, cross_encoder, beir):
     line = ["--model", cross_encoder, "--task", "retrieval", "--data", beir]
-    for more in ([], ["--rerank", cross_encoder]):
-        assert "accepted: an embedding model" in refused(evaluate, "run", *line, *more)
+    for options in ([], ["--rerank", cross_encoder]):
+        assert "accepted: an embedding model" in refused(evaluate, "run", *line, *options)
 
 
 @pytest.mark.parametrize(
