@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import types
 import zlib
 
@@ -12,6 +13,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # the commands that tests launch. No test changes this setting: it holds for the whole process, and
 # one that turned it back on would slow down every test after it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The processes of a session, and the commands that they launch, compile many programs in common:
+# they share a cache, which is new in each session.
+if "EMBED_JAX_CACHE" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="embed-jax-tests-")  # removed with this process
+    os.environ["EMBED_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each
 # device, wait for each other for ever. One after the other they cannot.
 os.environ["XLA_FLAGS"] = (
