@@ -28,7 +28,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "deberta-v2": "embed_jax.encoders.deberta:DEBERTA",
         "nomic_bert": "embed_jax.encoders.nomic:NOMIC",
         "new": "embed_jax.encoders.gte:GTE",
-        "gte": "embed_jax.encoders.gte:GTE",
+        "gte": "embed_jax.encoders.gte:ARCTIC",
         "modernbert": "embed_jax.encoders.modernbert:MODERNBERT",
         "t5": "embed_jax.encoders.t5:T5_ENCODER",
         "llama": "embed_jax.encoders.decoder_families:LLAMA",

@@ -351,7 +351,7 @@ DOT = _dense_score("dot", False, None)
 def _logits(logits: Any, dims: tuple[int, ...]) -> Float[Array, "n L"]:
     if dims:
         raise InputError("similarity 'logit': the logits of a pair have no prefixes (Matryoshka)")
-    return dense(logits, "a cross-encoder's loss").astype(jnp.float32)
+    return jnp.asarray(dense(logits, "a cross-encoder's loss"), jnp.float32)
 
 
 def _no_matrix(queries: Any, documents: Any, dims: tuple[int, ...]) -> Any:

@@ -11,7 +11,8 @@ intfloat/e5-mistral-7b-instruct Salesforce/SFR-Embedding-Mistral Linq-AI-Researc
 nvidia/NV-Embed-v2 GritLM/GritLM-7B Qwen/Qwen3-Embedding-0.6B Alibaba-NLP/gte-Qwen2-7B-instruct
 Alibaba-NLP/gte-modernbert-base BAAI/bge-base-en-v1.5 BAAI/bge-small-zh-v1.5 BAAI/bge-m3
 mixedbread-ai/mxbai-embed-large-v1 Snowflake/snowflake-arctic-embed-m-v1.5
-Snowflake/snowflake-arctic-embed-l-v2.0 nomic-ai/nomic-embed-text-v1.5 hkunlp/instructor-large
+Snowflake/snowflake-arctic-embed-l-v2.0 nomic-ai/nomic-embed-text-v1.5
+nomic-ai/modernbert-embed-base hkunlp/instructor-large
 NovaSearch/stella_en_1.5B_v5 google/embeddinggemma-300m
 sentence-transformers/all-MiniLM-L6-v2""".split()
 

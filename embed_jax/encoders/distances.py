@@ -9,7 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
+
+from embed_jax.types import AnyArray
 
 
 @struct.dataclass
@@ -77,7 +79,7 @@ def distance_buckets(table_rows: int, limit: int, bucketed: bool) -> Int[np.ndar
 
 
 def multiply_by_distance(
-    states: Float[Array, "R T H d"], vectors: Float[Array, "2*T H d"]
+    states: Float[AnyArray, "R T H d"], vectors: Float[AnyArray, "2*T H d"]
 ) -> Float[Array, "R H T T"]:
     """Returns the product of each slot i with the vector of its offset j - i to each slot j.
 
@@ -92,7 +94,7 @@ def multiply_by_distance(
     return shift_rows(products)
 
 
-def shift_rows(x: Float[Array, "*B T 2*T"]) -> Float[Array, "*B T T"]:
+def shift_rows(x: Shaped[Array, "*B T 2*T"]) -> Shaped[Array, "*B T T"]:
     """Returns y with y[i, j] = x[i, T + j - i].
 
     The same numbers are cut into rows that are shorter by one (Dai et al. 2019, appendix B); unlike

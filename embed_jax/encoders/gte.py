@@ -134,3 +134,4 @@ GTE = Family(
     ),
     sharding=SHARDING,
 )
+ARCTIC = dataclasses.replace(GTE, shapes={})  # the same under the model_type "gte"

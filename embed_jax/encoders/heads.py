@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders import layers
 from embed_jax.encoders.layers import activation
-from embed_jax.types import Params
+from embed_jax.types import AnyArray, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Dense:
         return params
 
     def apply(
-        self, params: Params, x: Float[Array, "S I"], key: PRNGKeyArray | None = None
+        self, params: Params, x: Float[AnyArray, "S I"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "S O"]:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         out = jnp.matmul(x, params["kernel"], precision="highest")

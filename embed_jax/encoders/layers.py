@@ -81,9 +81,9 @@ class LayerNorm(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(self, x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
-        x = x.astype(jnp.float32)
+        x = jnp.asarray(x, jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(x * x, axis=-1, keepdims=True)
         x = x * (lax.rsqrt(variance + self.eps) * scale)

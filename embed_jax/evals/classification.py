@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -94,7 +95,7 @@ def open_task(
 
 
 def undersamples(
-    labels: Sequence[str],
+    labels: Sequence[Any],
     *,
     samples_per_label: int = SAMPLES_PER_LABEL,
     experiments: int = EXPERIMENTS,

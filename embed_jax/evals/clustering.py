@@ -226,7 +226,7 @@ def clustering_outcome(
 
 
 def _per_text(
-    runs: Sequence[ClusteringRun], values: Sequence[Float[np.ndarray, " n"]]
+    runs: Sequence[ClusteringRun], values: Sequence[Float[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " T"]:
     """Computes values of each text in one of the runs whose mean is the runs' mean V-measure."""
     rows = np.concatenate([run.rows for run in runs])

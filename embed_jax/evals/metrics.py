@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 
-def pearson(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
+def pearson(a: Num[np.ndarray, " N"], b: Num[np.ndarray, " N"]) -> float:
     """Pearson's correlation; nan if one side is constant or there are fewer than two values."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -25,7 +25,7 @@ def pearson(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
     return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
 
 
-def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
+def spearman(a: Num[np.ndarray, " N"], b: Num[np.ndarray, " N"]) -> float:
     """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank.
 
     nan where `pearson` is.
@@ -36,7 +36,7 @@ def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
 
 
 def ndcg(
-    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+    gains: Num[np.ndarray, "Q K"], ideal: Num[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """nDCG@k with the relevance itself as gain.
 
@@ -48,7 +48,7 @@ def ndcg(
 
 
 def mrr(
-    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+    gains: Num[np.ndarray, "Q K"], ideal: Num[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """Reciprocal rank of the first relevant document among the first k; 0 if none is relevant."""
     relevant = gains[:, :k] > 0
@@ -56,14 +56,14 @@ def mrr(
 
 
 def recall(
-    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+    gains: Num[np.ndarray, "Q K"], ideal: Num[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """Share of all relevant documents that are among the first k."""
     return (gains[:, :k] > 0).sum(axis=1) / np.maximum((ideal > 0).sum(axis=1), 1)
 
 
 def average_precision(
-    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+    gains: Num[np.ndarray, "Q K"], ideal: Num[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """The mean over *all* relevant documents of the precision at their rank.
 
@@ -165,7 +165,7 @@ def metric_intervals(
 
 
 def spearman_of(
-    a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]
+    a: Num[np.ndarray, " N"], b: Num[np.ndarray, " N"]
 ) -> Callable[[Int[np.ndarray, " M"]], float]:
     """Returns `lambda i: spearman(a[i], b[i])` for `bootstrap`, faster.
 
@@ -180,6 +180,6 @@ def spearman_of(
     return lambda i: pearson(ranks(levels[0][i]), ranks(levels[1][i]))
 
 
-def _dcg(gains: Float[np.ndarray, "Q K"], k: int) -> Float[np.ndarray, " Q"]:
+def _dcg(gains: Num[np.ndarray, "Q K"], k: int) -> Float[np.ndarray, " Q"]:
     gains = np.maximum(gains[:, :k], 0)
     return gains @ (1 / np.log2(np.arange(2, gains.shape[1] + 2)))

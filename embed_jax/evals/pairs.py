@@ -60,7 +60,7 @@ def similarities_of_pairs(
 
 
 def threshold_metrics(
-    similarities: Float[np.ndarray, " N"], labels: Sequence[int]
+    similarities: Num[np.ndarray, " N"], labels: Sequence[int] | Int[np.ndarray, " N"]
 ) -> dict[str, float]:
     """Scores one threshold on the similarity that tells pairs (label 1) from others (label 0).
 
@@ -80,7 +80,9 @@ def threshold_metrics(
 
 
 def pair_outcome(
-    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]
+    first: Float[np.ndarray, "N D"],
+    second: Float[np.ndarray, "N D"],
+    labels: Sequence[int] | Int[np.ndarray, " N"],
 ) -> Outcome:
     """Computes `threshold_metrics` by each of four similarities, and the best of them.
 
@@ -148,7 +150,9 @@ class _Ranking:
     f1: int = -1
 
     @classmethod
-    def of(cls, similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> _Ranking:
+    def of(
+        cls, similarities: Num[np.ndarray, " N"], labels: Sequence[int] | Int[np.ndarray, " N"]
+    ) -> _Ranking:
         """Ranks pairs by similarity and finds the best thresholds."""
         values, binary = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
         if not np.isfinite(values).all():
@@ -201,7 +205,7 @@ class _Ranking:
         }
 
 
-def _binary(labels: Sequence[int], n: int) -> Int[np.ndarray, " N"]:
+def _binary(labels: Sequence[int] | Int[np.ndarray, " N"], n: int) -> Int[np.ndarray, " N"]:
     """Returns the checked labels."""
     values: Num[np.ndarray, " N"] = np.asarray(labels)
     if values.shape != (n,):

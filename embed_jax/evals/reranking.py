@@ -110,8 +110,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
 
 
 def reranking_outcome(
-    positives: Sequence[Float[np.ndarray, " P"]],
-    negatives: Sequence[Float[np.ndarray, " C"]],
+    positives: Sequence[Float[np.ndarray, " _"]],
+    negatives: Sequence[Float[np.ndarray, " _"]],
     *,
     notes: Sequence[str] = (),
 ) -> Outcome:

@@ -60,8 +60,8 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
 
 
 def summarization_outcome(
-    human: Sequence[Float[np.ndarray, "H D"]],
-    machine: Sequence[Float[np.ndarray, "M D"]],
+    human: Sequence[Float[np.ndarray, "_ D"]],
+    machine: Sequence[Float[np.ndarray, "_ D"]],
     ratings: Sequence[Sequence[float]],
     *,
     own: str = "cosine",

@@ -244,8 +244,8 @@ def logistic_regressions(
     labels: Int[np.ndarray, " N"],
     included: Bool[np.ndarray, "N M"],
     strengths: Sequence[float],
-    start: Float[Array, "D+1 M K"] | None = None,
-) -> Float[Array, "D+1 M K"]:
+    start: Float[Array, "_ M K"] | None = None,
+) -> Float[Array, "_ M K"]:
     """Fits M multinomial logistic regressions at once, each on its own rows and strength of L2.
 
     Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's
@@ -281,7 +281,7 @@ def logistic_regressions(
 
 
 def predict_by_each(
-    weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]
+    weights: Float[Array, "_ M K"], vectors: Float[np.ndarray, "N D"]
 ) -> Int[np.ndarray, "N M"]:
     """Predicts the label of each row by each of the regressions."""
     return np.asarray(_predict(weights, vectors))
@@ -292,9 +292,7 @@ def _predict(weights, vectors):
     return _logits(weights, vectors).argmax(axis=-1)
 
 
-def _logits(
-    weights: Float[Array, "D+1 M K"], vectors: Float[Array, "N D"]
-) -> Float[Array, "N M K"]:
+def _logits(weights: Float[Array, "_ M K"], vectors: Float[Array, "N D"]) -> Float[Array, "N M K"]:
     return jnp.einsum("nd,dmk->nmk", vectors, weights[:-1], precision="highest") + weights[-1]
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
 from embed_jax.scores import dense
-from embed_jax.types import Block, Columns, LossResult, Number, Params, World
+from embed_jax.types import AnyArray, Block, Columns, LossResult, Number, Params, World
 from embed_jax.vectors import (
     add_arrays,
     cosine_matrix,
@@ -54,7 +54,7 @@ def uniformity(
 
 
 def alignment_loss(
-    first: Float[Array, "*n D"], second: Float[Array, "*n D"], *, alpha: float = 2.0
+    first: Float[AnyArray, "*n D"], second: Float[AnyArray, "*n D"], *, alpha: float = 2.0
 ) -> Float[Array, "*n"]:
     """|x - y|^alpha, embeddings normalised.
 

@@ -139,7 +139,7 @@ def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
     return series
 
 
-def smooth(values: Sequence[float]) -> Float[np.ndarray, " N"]:
+def smooth(values: Sequence[float] | np.ndarray) -> Float[np.ndarray, " N"]:
     """Computes the centred running mean over a tenth of the values.
 
     At both ends it is over the values that are there.

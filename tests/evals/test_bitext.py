@@ -77,6 +77,7 @@ def test_each_distinct_text_is_encoded_once(write, recorded):
     assert sorted(recorded.seen) == ["a", "b", "c"]
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_one_line():
     for sizes in ((1, 2), (0, 0)):
         with pytest.raises(InputError, match="found {} and {}".format(*sizes)) as error:

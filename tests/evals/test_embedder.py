@@ -72,6 +72,7 @@ def test_another_dimension_than_before_is_refused():
         embed(["c"], Use())
 
 
+@pytest.mark.unchecked
 def test_a_use_takes_the_nearest_prompt():
     model = Model(
         {"query": "q", "passage": "p", "STS": "s", "SciFact": "f"}, template="I: {instruction}"
@@ -86,6 +87,7 @@ def test_a_use_takes_the_nearest_prompt():
     assert options(Use("nfcorpus", "Retrieval", DOCUMENT, "find")) == {"prompt_name": "passage"}
 
 
+@pytest.mark.unchecked
 def test_what_the_user_names_comes_first():
     model = Model({"query": "q", "a": "a", "b": "b"}, default="query")
     options = prompt_options(model, query_prompt_name="a", corpus_prompt_name="b", prompt_name="c")

@@ -351,6 +351,7 @@ def test_a_dimension_that_there_is_not_is_one_line(vectors, dim):
         distance_concentration(vectors, [4, dim])
 
 
+@pytest.mark.unchecked
 def test_too_few_vectors_are_one_line(vectors):
     for few in (vectors[:1], vectors[:0], vectors[0], vectors[:, :0]):
         with pytest.raises(InputError, match="2 vectors or more, found the shape"):

@@ -227,6 +227,7 @@ def test_prompts_are_those_that_mteb_chooses(task, recorder, seed):
         ]
 
 
+@pytest.mark.unchecked
 def test_documents_take_the_prompt_called_passage_and_the_default_counts_last(task, recorder):
     model = recorder(
         prompts={"query": "q: ", "passage": "p: ", "other": "o: "}, default_prompt_name="other"
@@ -307,6 +308,7 @@ def reference(saved):
 @pytest.mark.parametrize(
     "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sets", "levels"))]
 )
+@pytest.mark.unchecked
 def test_equals_sentence_transformers_under_mteb_and_our_evaluators(
     kind, task, data, model, reference
 ):

@@ -149,6 +149,7 @@ def test_the_clean_score_is_that_of_the_items_left():
         ),
     ],
 )
+@pytest.mark.unchecked
 def test_bad_input_is_an_error_of_one_line(call, message):
     with pytest.raises(InputError, match=message) as raised:
         call()

@@ -150,6 +150,7 @@ def test_bad_labels_are_one_line(labels, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.unchecked
 def test_bad_embeddings_are_refused(write):
     rows = [{"sentence1": a, "sentence2": b, "label": n} for n, (a, b) in enumerate(["ab", "cd"])]
     task = open_task(write(rows))

@@ -184,6 +184,7 @@ def test_markdown_escapes_its_bars():
     assert markdown(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n"
 
 
+@pytest.mark.unchecked
 def test_the_score_without_what_training_has_seen():
     texts = [
         (f"the number of this sentence is {n} and no other number", "short") for n in range(10)

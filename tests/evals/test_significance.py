@@ -250,6 +250,7 @@ def test_opposite_systems_leave_a_constant_behind():
         (lambda: verdict(0.1, math.nan, (0, 1)), "no verdict .* nan"),
     ],
 )
+@pytest.mark.unchecked
 def test_what_cannot_be_compared_is_an_error_of_one_line(call, message):
     with pytest.raises(InputError, match=message) as raised:
         call()

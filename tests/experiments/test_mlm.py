@@ -186,6 +186,7 @@ def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp
     assert after[0]["validation/loss"] == pytest.approx(before[-1]["validation/loss"], rel=1e-5)
 
 
+@pytest.mark.unchecked
 def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(
     prepared, settings, tiny_model, capsys
 ):
@@ -260,6 +261,7 @@ def tokens_of(batches):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.unchecked
 def test_an_epoch_reads_every_token_of_long_documents_once(
     prepared, settings, corpus, stream, tiny_tokenizer
 ):

@@ -147,6 +147,7 @@ def batches_of(simcse, monkeypatch, tmp_path):
     return make
 
 
+@pytest.mark.unchecked
 def test_the_batches_are_those_of_the_stream_from_any_step_on(
     batches_of, everything, sentence_file
 ):
@@ -166,6 +167,7 @@ def test_the_batches_are_those_of_the_stream_from_any_step_on(
                 assert leaf.tobytes() == same.tobytes()
 
 
+@pytest.mark.unchecked
 def test_only_the_positive_is_augmented_anew_each_time(batches_of, everything, sentence_file):
     """Every epoch sees the file's three sentences.
 
@@ -237,6 +239,7 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
     assert message in refused(**fields)
 
 
+@pytest.mark.unchecked
 def test_a_bad_line_of_a_stream_is_told_when_it_is_reached(
     batches_of, everything, tmp_path, sentence_file
 ):
@@ -248,6 +251,7 @@ def test_a_bad_line_of_a_stream_is_told_when_it_is_reached(
         batches_of(config, 295)
 
 
+@pytest.mark.unchecked
 def test_excluded_sentences_are_left_out(batches_of, everything, sentence_file, tmp_path, capsys):
     lines = sentence_file.read_text().splitlines()
     (tmp_path / "test.txt").write_text("\n".join(lines[:20]) + "\n")

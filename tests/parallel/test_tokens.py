@@ -56,6 +56,7 @@ def make_batch(groups=8) -> Batch:
     return Batch({"encoder": tokens}, present, np.ones((*present.shape, 2), np.uint32), order)
 
 
+@pytest.mark.unchecked
 def test_the_mean_is_over_what_is_counted_in_all_groups():
     """It is not the mean of the groups' means, as their counts differ.
 

@@ -369,6 +369,7 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
         ),
     ],
 )
+@pytest.mark.unchecked
 def test_bad_input_is_one_line_before_any_run(table, tmp_path, text, arguments, message):
     status, _, err = table(*arguments, text=text)
     assert (status, err.count("\n")) == (2, 1) and message in err, err

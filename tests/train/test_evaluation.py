@@ -26,6 +26,7 @@ def check(metric, evaluators=EVALUATORS, validation=()):
 
 
 @pytest.mark.parametrize("name", ["sts", "retrieval"])
+@pytest.mark.unchecked
 def test_an_evaluator_names_what_it_gives(name):
     assert set(EVALUATORS[name].metrics) == set(EVALUATORS[name](encode))
     for metric in EVALUATORS[name].metrics:

@@ -282,6 +282,7 @@ def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
         assert np.asarray(ours).tobytes() == np.asarray(reference).tobytes()
 
 
+@pytest.mark.unchecked
 def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(
     retrieval, experiment, tmp_path, monkeypatch, capsys
 ):

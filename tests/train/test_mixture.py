@@ -268,6 +268,7 @@ def assembled(monkeypatch, tmp_path, here):
     return make
 
 
+@pytest.mark.unchecked
 def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(
     assembled, experiment, data, tiny_model
 ):
@@ -315,6 +316,7 @@ def by_example(batch):
 
 
 @pytest.mark.parametrize("mixing", ["single", "mixed"])
+@pytest.mark.unchecked
 def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
     assembled, experiment, mixing
 ):
@@ -382,6 +384,7 @@ def only(experiment, name, **fields):
     return override(config, **fields)
 
 
+@pytest.mark.unchecked
 def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
     """State, batches and the program of a step are equal.
 
