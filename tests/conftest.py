@@ -45,8 +45,7 @@ def _check(function):
 # The import hook finds its checker by the name of a module.
 sys.modules["embed_jax_tests_checker"] = types.ModuleType("embed_jax_tests_checker")
 sys.modules["embed_jax_tests_checker"].check = _check
-if os.environ.get("EMBED_JAX_CHECK_TYPES") == "1":
-    jaxtyping.install_import_hook("embed_jax", "embed_jax_tests_checker.check")
+jaxtyping.install_import_hook("embed_jax", "embed_jax_tests_checker.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -89,7 +89,7 @@ class LayerNorm:
         return params | ({"bias": jnp.zeros(self.dimension)} if self.bias else {})
 
     def apply(
-        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "S D"]:
         norm = layers.LayerNorm(self.eps, jnp.float32, use_bias=self.bias)
         return layers.apply_module(norm, params, x)
@@ -111,8 +111,9 @@ class Normalize:
         return {}
 
     def apply(
-        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "S D"]:
+        x = jnp.asarray(x)
         square = jnp.sum(x * x, axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
@@ -137,9 +138,9 @@ class Truncate:
         return {}
 
     def apply(
-        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "S O"]:
-        return x[:, : self.out_features]
+        return jnp.asarray(x)[:, : self.out_features]
 
     def dim(self, dim: int) -> int:
         return min(dim, self.out_features)
@@ -201,7 +202,7 @@ class LogitScore:
         return {"rows": 0.02 * jax.random.normal(key, (len(self.token_ids), self.in_features))}
 
     def apply(
-        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
+        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "S 1"]:
         rows = params["rows"].astype(jnp.float32)
         logits = jnp.matmul(x, rows.T, precision="highest")

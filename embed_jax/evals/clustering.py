@@ -174,7 +174,7 @@ def v_measures(
 
 
 def clustering_outcome(
-    levels: Sequence[Sequence[ClusteringRun]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]
+    levels: Sequence[Sequence[ClusteringRun]], clusters: Sequence[Sequence[Int[np.ndarray, " _"]]]
 ) -> Outcome:
     """Scores the agreement of clusters with labels.
 

@@ -60,7 +60,8 @@ def similarities_of_pairs(
 
 
 def threshold_metrics(
-    similarities: Num[np.ndarray, " N"], labels: Sequence[int] | Int[np.ndarray, " N"]
+    similarities: Sequence[float] | Num[np.ndarray, " N"],
+    labels: Sequence[int] | Int[np.ndarray, " N"],
 ) -> dict[str, float]:
     """Scores one threshold on the similarity that tells pairs (label 1) from others (label 0).
 
@@ -151,7 +152,9 @@ class _Ranking:
 
     @classmethod
     def of(
-        cls, similarities: Num[np.ndarray, " N"], labels: Sequence[int] | Int[np.ndarray, " N"]
+        cls,
+        similarities: Sequence[float] | Num[np.ndarray, " N"],
+        labels: Sequence[int] | Int[np.ndarray, " N"],
     ) -> _Ranking:
         """Ranks pairs by similarity and finds the best thresholds."""
         values, binary = np.asarray(similarities, np.float64), _binary(labels, len(similarities))

@@ -39,6 +39,7 @@ from embed_jax.errors import InputError, require
 from embed_jax.evals.classification import prediction_metrics
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
+from embed_jax.types import AnyArray
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 SEED = 1111  # SentEval's
@@ -244,7 +245,7 @@ def logistic_regressions(
     labels: Int[np.ndarray, " N"],
     included: Bool[np.ndarray, "N M"],
     strengths: Sequence[float],
-    start: Float[Array, "_ M K"] | None = None,
+    start: Float[AnyArray, "_ M K"] | None = None,
 ) -> Float[Array, "_ M K"]:
     """Fits M multinomial logistic regressions at once, each on its own rows and strength of L2.
 
@@ -281,7 +282,7 @@ def logistic_regressions(
 
 
 def predict_by_each(
-    weights: Float[Array, "_ M K"], vectors: Float[np.ndarray, "N D"]
+    weights: Float[AnyArray, "_ M K"], vectors: Float[np.ndarray, "N D"]
 ) -> Int[np.ndarray, "N M"]:
     """Predicts the label of each row by each of the regressions."""
     return np.asarray(_predict(weights, vectors))
@@ -292,7 +293,9 @@ def _predict(weights, vectors):
     return _logits(weights, vectors).argmax(axis=-1)
 
 
-def _logits(weights: Float[Array, "_ M K"], vectors: Float[Array, "N D"]) -> Float[Array, "N M K"]:
+def _logits(
+    weights: Float[AnyArray, "_ M K"], vectors: Float[Array, "N D"]
+) -> Float[Array, "N M K"]:
     return jnp.einsum("nd,dmk->nmk", vectors, weights[:-1], precision="highest") + weights[-1]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from embed_jax.data.pairs import CodePositions, normal_form, text_hash
 from embed_jax.data.sources import iter_records, pair_columns
@@ -191,7 +191,7 @@ def read_audited(
 
 
 def find_contained(
-    file: PairFile, anchors: Int[np.ndarray, " n"]
+    file: PairFile, anchors: Integer[np.ndarray, " n"]
 ) -> dict[int, list[tuple[int, int]]]:
     """Finds hard negatives of an anchor that contain its positive or are part of it.
 
