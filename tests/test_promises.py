@@ -242,15 +242,11 @@ class Killed(BaseException):
     """Ends a run in the middle of its steps; no handler of errors catches it."""
 
 
-def test_a_killed_run_resumes(tiny_model, sentences, tmp_path, monkeypatch):
+def test_a_killed_run_resumes(tiny_model, sentences, tmp_path):
     """README: A killed run resumes to the same bits."""
     pytest.importorskip("grain")
-    from embed_jax.runtime import enable_compilation_cache
     from embed_jax.train.fit import fit
     from embed_jax.train.sources import ONLY
-
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
-    enable_compilation_cache()  # the three runs compile the same step
 
     pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 32, 2)]
     fields = {

@@ -26,7 +26,6 @@ def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
     """`command(experiment, *overrides) -> (exit status, stderr)`, run in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
     from experiments import nli, retrieval, simcse
 
     (tmp_path / "pairs.tsv").write_text(PAIRS)

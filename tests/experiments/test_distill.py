@@ -51,7 +51,6 @@ def teacher_model(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def distill(monkeypatch, data):
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(data / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
     from experiments import distill
 

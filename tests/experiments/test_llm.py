@@ -57,7 +57,6 @@ def command(decoder, data, tmp_path, tmp_path_factory, monkeypatch, capsys):
     """`command(config, workdir, **fields) -> (status, stdout, stderr)`, run in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "llm_cache"))
     from experiments import llm
 
     shared = {

@@ -37,7 +37,6 @@ def train(tmp_path, tiny_model, monkeypatch, capsys):
     """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
     from experiments import retrieval
 
     def run(data, loss, *overrides):

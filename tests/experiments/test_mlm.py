@@ -42,9 +42,8 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mlm(tmp_path_factory):
+def mlm():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBED_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.syspath_prepend(str(ROOT))
         from experiments import mlm
 

@@ -226,7 +226,6 @@ def test_pairs_that_make_no_triplet(nli, config, data, tmp_path):
 @pytest.fixture
 def command(nli, data, tmp_path_factory, monkeypatch, capsys):
     """`command(workdir, *overrides) -> (status, stdout, stderr)` of a config of two stages."""
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(data / "cache"))
     monkeypatch.chdir(ROOT)
 
     def run(workdir, *overrides):

@@ -22,7 +22,6 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
     from embed_jax import config_file
     from experiments import retrieval
 

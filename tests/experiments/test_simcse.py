@@ -30,9 +30,8 @@ def sentence_file(tmp_path_factory, sentences):
 
 
 @pytest.fixture(scope="module")
-def simcse(tmp_path_factory):
+def simcse():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBED_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.syspath_prepend(str(ROOT))
         from experiments import simcse
 

@@ -81,9 +81,8 @@ def attention_errors(implementation: str, mask: dict, key_heads: int) -> dict[st
 
 
 @pytest.fixture
-def train(tmp_path, tiny_tokenizer, sentences, monkeypatch):
+def train(tmp_path, tiny_tokenizer, sentences):
     """`train(name, **fields) -> (lines of metrics, weights)` of four steps of SimCSE."""
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
     from embed_jax.config import Experiment
     from embed_jax.config_file import override
     from experiments import simcse

@@ -17,12 +17,6 @@ def sentence_file(tmp_path_factory, sentences):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One compilation cache for all runs here, which compile the same step."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def arguments(sentence_file, tiny_tokenizer):
     """`arguments(workdir, *overrides)`: the command line of a run on a tiny encoder."""
 
@@ -54,9 +48,8 @@ def arguments(sentence_file, tiny_tokenizer):
 
 
 @pytest.fixture
-def simcse_here(arguments, cache, monkeypatch, capsys):
+def simcse_here(arguments, monkeypatch, capsys):
     """Runs the command in this process, and returns (exit status, stderr)."""
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(cache))
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     from embed_jax.errors import exit_with_one_line

@@ -221,11 +221,10 @@ def experiment(data, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def retrieval(cache):
+def retrieval():
     pytest.importorskip("bm25s")
     pytest.importorskip("matplotlib")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBED_JAX_CACHE", str(cache))
         patch.syspath_prepend(str(ROOT))
         from experiments import retrieval
 

@@ -75,9 +75,8 @@ def get_config(cut=""):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory, cache):
+def here():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBED_JAX_CACHE", str(cache))
         patch.syspath_prepend(str(ROOT))
         yield
 
@@ -180,7 +179,7 @@ nli.main()
 
 @pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
-    undisturbed, experiment, config_file, cache, tmp_path
+    undisturbed, experiment, config_file, tmp_path
 ):
     """Kills a run in step 8, after the line of step 7; step 6 may have no checkpoint yet."""
     command = [
@@ -192,7 +191,6 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
     ]
     environment = {
         **os.environ,
-        "EMBED_JAX_CACHE": str(cache),
         "JAX_NUM_CPU_DEVICES": "8",
         "PYTHONPATH": str(ROOT),
     }

@@ -25,12 +25,12 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def simcse(arguments, cache):
+def simcse(arguments):
     """Starts `python -m experiments.simcse` in its own process."""
 
     def start(workdir: Path, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *overrides)]
-        environment = {**os.environ, "EMBED_JAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
             command,
             cwd=ROOT,

@@ -53,7 +53,6 @@ def distill(monkeypatch, files, tiny_model):
 
     Runs `experiments.distill` on the sentences; the teacher or its file is still to be set.
     """
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(files / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
     from experiments import distill
 
