@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
-from . import loss, memory, mining, queries, scaling, speed, suite
+from . import loss, memory, mining, pairs, queries, scaling, speed, suite
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -24,13 +24,14 @@ EXAMPLES = """examples:
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
       --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
+  python -m scripts.bench pairs --against sentence-transformers
   python -m scripts.bench queries --model runs/two_towers,runs/quickstart
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model MODEL --against mteb
 
---json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and
-train give rates: a ratio above 1 means that ours is faster. The others give seconds, MiB and
+--json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode, pairs
+and train give rates: a ratio above 1 means that ours is faster. The others give seconds, MiB and
 differences: a ratio above 1 is a cost."""
 
 
@@ -91,6 +92,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             mining,
             mining.bench_mining,
         ),
+        ("pairs", "pairs that a cross-encoder scores and trains on", pairs, pairs.bench_pairs),
         ("queries", "time to embed the query of a search", queries, queries.bench_queries),
         ("suite", "time of evaluating on a suite of tasks", suite, suite.bench_suite),
         (
