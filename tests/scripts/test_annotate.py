@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,24 @@ def test_scores_of_an_embedding_model_are_its_similarities(run, mined, tmp_path,
     records, columns, scores = read_lists(output)
     np.testing.assert_allclose(np.concatenate(scores), expected, atol=1e-5)
     assert columns == list(zip(queries, passages, strict=True)) and records[0]["id"] == "i0"
+
+
+def test_a_model_is_known_by_its_files(run, mined, tmp_path, tiny_model):
+    """Under another name, or with another README, it is the same teacher; else it is not."""
+    arguments = ["--data", mined, "--scores-only", "--output", tmp_path / "scores.jsonl"]
+    assert run(annotate, *arguments, "--model", tiny_model)[0] == 0
+    before = (tmp_path / "scores.jsonl").read_bytes()
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    (moved / "README.md").write_text("Another text.")
+    status, out, _ = run(annotate, *arguments, "--model", moved)
+    assert status == 0 and ": 0 pairs scored now" in out
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(weights)
+    status, _, err = run(annotate, *arguments, "--model", moved)
+    assert status == 2 and err.count("\n") == 1
+    assert f"scores of another teacher, {str(tiny_model)!r}: files was " in err
+    assert (tmp_path / "scores.jsonl").read_bytes() == before
 
 
 def test_lists_without_a_margin_are_dropped(run, mined, tmp_path, reranker):
