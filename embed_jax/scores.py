@@ -348,7 +348,7 @@ COSINE = _dense_score("cosine", True, (-1.0, 1.0))
 DOT = _dense_score("dot", False, None)
 
 
-def _logits(logits: Any, dims: tuple[int, ...]) -> Float[Array, "n L"]:
+def _logits(logits: Any, dims: tuple[int, ...]) -> Float[AnyArray, "n L"]:
     if dims:
         raise InputError("similarity 'logit': the logits of a pair have no prefixes (Matryoshka)")
     return jnp.asarray(dense(logits, "a cross-encoder's loss"), jnp.float32)

@@ -92,13 +92,17 @@ class MtebModel:
         """Computes the model's own similarity of each with each, [N, M]."""
         import torch
 
-        return torch.from_numpy(self.model.similarity(embeddings1, embeddings2))
+        return torch.from_numpy(
+            self.model.similarity(np.asarray(embeddings1), np.asarray(embeddings2))
+        )
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Computes the model's own similarity of embeddings at the same place, [N]."""
         import torch
 
-        return torch.from_numpy(self.model.similarity_pairwise(embeddings1, embeddings2))
+        return torch.from_numpy(
+            self.model.similarity_pairwise(np.asarray(embeddings1), np.asarray(embeddings2))
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 
 
+@runtime_checkable
 class PairModel(Protocol):
     """A model that gives pairs logits, such as a CrossEncoder."""
 
