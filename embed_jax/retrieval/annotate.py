@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.pairs import KEYS, SCORED_LIST, kind_of
+from embed_jax.data.pairs import KEYS, NLI, NLI_LABELS, SCORED_LIST, kind_of, parse_label
 from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
@@ -67,17 +67,26 @@ class RecordLists:
     def __iter__(self) -> Iterator[PassageList]:
         for record in self.records:
             query, *passages = (text for text in self.columns(record) if text is not None)
-            first = record.get("label") != 0 if kind_of(record) != SCORED_LIST else True
+            first = _is_relevant(record)
             carried = {name: record[name] for name in KEYS if record.get(name) is not None}
             relevant = [first] + [False] * (len(passages) - 1)
             yield PassageList(query or "", passages, relevant, carried)
 
 
+def _is_relevant(record: Mapping[str, Any]) -> bool:
+    """Tells whether the first passage of a record answers the query."""
+    kind, label = kind_of(record), record.get("label")
+    if kind == SCORED_LIST or label is None:
+        return True
+    entails = parse_label(label) == NLI_LABELS["entailment"]
+    return entails if kind == NLI else label != 0
+
+
 def record_lists(records: Sequence[Mapping[str, Any]]) -> RecordLists:
     """Returns the lists of pairs, triplets, n-tuples and so on, or of scored lists.
 
-    The first passage is relevant, except that of a pair with the label 0. Scores that a list has
-    are not used.
+    The first passage is relevant, except that of a pair with the label 0, or of a premise that does
+    not entail it. Scores that a list has are not used.
 
     Args:
         records: see `data.sources.open_records`.

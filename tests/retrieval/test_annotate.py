@@ -217,6 +217,8 @@ def test_scores_that_cannot_be(tmp_path):
         ),
         ({"sentence1": "q", "sentence2": "a", "label": 0}, ["a"], [False]),
         ({"sentence1": "q", "sentence2": "a", "label": 1}, ["a"], [True]),
+        ({"premise": "q", "hypothesis": "a", "label": "entailment"}, ["a"], [True]),
+        ({"premise": "q", "hypothesis": "a", "label": 2}, ["a"], [False]),
         ({"query": "q", "passages": ["a", "b"], "scores": [1, 2]}, ["a", "b"], [True, False]),
     ],
 )
