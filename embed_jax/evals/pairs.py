@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import metric_intervals
@@ -41,7 +42,11 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
         a, b = encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second)
         return pair_outcome(a, b, labels)
 
-    return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
+    def evaluate_pairs(score_pairs: PairScorer) -> Outcome:
+        return score_outcome(score_pairs(first, second), labels)
+
+    items = list(zip(first, second, strict=True))
+    return Task(name, KIND, "pairs", items, evaluate, evaluate_pairs)
 
 
 def similarities_of_pairs(
@@ -130,6 +135,26 @@ def pair_outcome(
         intervals[f"max_{metric}"] = intervals[f"{name}_{metric}"]
     items = Items(similarities[best["ap"]], np.asarray(labels, np.float64), "ap")
     return Outcome("max_ap", metrics, intervals, items)
+
+
+def score_outcome(scores: Float[np.ndarray, " N"], labels: Sequence[int]) -> Outcome:
+    """Computes `threshold_metrics` of a cross-encoder's scores; the main score is "ap".
+
+    Args:
+        scores: of each pair, higher for texts that belong together.
+        labels: 1 for a pair, 0 for any other two texts.
+
+    Raises:
+        InputError: see `threshold_metrics`.
+    """
+    ranking = _Ranking.of(scores, labels)
+
+    def of_resample(rows: Int[np.ndarray, " N"]) -> dict[str, float]:
+        return ranking.metrics(np.bincount(rows, minlength=len(labels)))
+
+    intervals = metric_intervals(len(labels), of_resample)
+    items = Items(np.asarray(scores), np.asarray(labels, np.float64), "ap")
+    return Outcome("ap", ranking.metrics() | ranking.thresholds(), intervals, items)
 
 
 @dataclasses.dataclass(frozen=True)

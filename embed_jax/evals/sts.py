@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import (
@@ -76,7 +77,17 @@ def open_task(
         intervals = _intervals(similarities[similarity], gold, subsets)
         return Outcome("spearman", metrics, intervals, items)
 
-    return Task(name, "STS", "pairs", list(zip(first, second, strict=True)), evaluate)
+    def evaluate_pairs(score_pairs: PairScorer) -> Outcome:
+        values = score_pairs(first, second)
+        metrics, intervals = (
+            # Ranks are the same for logits and for scores; Pearson's correlation is not.
+            {name: value for name, value in each.items() if name.startswith("spearman")}
+            for each in (sts_metrics(values, gold, subsets), _intervals(values, gold, subsets))
+        )
+        return Outcome("spearman", metrics, intervals, Items(values, gold, "spearman"))
+
+    items = list(zip(first, second, strict=True))
+    return Task(name, "STS", "pairs", items, evaluate, evaluate_pairs)
 
 
 def cosine_of_pairs(

@@ -23,12 +23,13 @@ EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv, .jsonl or .gz, tf
   classification  text, label (a directory with a train split too)
   clustering      text, label
   pairs           sentence1, sentence2, label (1 or 0)
-  reranking       JSONL: query, positive (list), negative (list); for cross-encoders too
+  reranking       JSONL: query, positive (list), negative (list)
   bitext          two columns named by language
   summarization   JSONL: text, human_summaries, machine_summaries, relevance (lists)
   transfer        text, label: SentEval's protocol
   instructions    BEIR's layout with instructions: how a search follows them
   passkey         lengths in words, such as 256,1024: documents are made
+A cross-encoder is a model for sts, pairs and reranking, and for --rerank.
 
 {embedders.MODELS}
 examples:

@@ -8,6 +8,7 @@ from embed_jax.errors import InputError
 from embed_jax.evals.reranker import Reranker, cross_encoder_reranker
 from embed_jax.evals.reranking import open_task
 from embed_jax.evals.suite import Entry, evaluate
+from embed_jax.registry import lookup
 
 
 def shared_words(queries, passages):
@@ -74,6 +75,24 @@ def test_several_labels_and_tasks_of_embeddings_are_refused(tiny_cross_encoder, 
     model = load_cross_encoder(str(tiny_cross_encoder(num_labels=2)))
     with pytest.raises(InputError, match="m: expected a cross-encoder with one label.*found 2"):
         cross_encoder_reranker(model, "m")
-    rows = [{"score": score, "sentence1": "a", "sentence2": "b"} for score in (1, 2)]
-    with pytest.raises(InputError, match="m: a cross-encoder.*kind sts needs an embedding model"):
-        evaluate(Entry("sts", write(rows), name="n"), "m", Reranker("m", shared_words))
+    rows = [{"sentence1": text, "sentence2": text} for text in "ab"]
+    with pytest.raises(InputError, match="m: a cross-encoder.*kind bitext needs"):
+        evaluate(Entry("bitext", write(rows), name="n"), "m", Reranker("m", shared_words))
+
+
+def test_labelled_and_graded_pairs_are_scored_by_rank(write):
+    """Accuracy and F1 are at the best threshold; correlations are of ranks only."""
+    texts = [("a b c", "a b c"), ("a b c", "a b"), ("a b c", "a x"), ("a b c", "x")]
+    rows = [
+        {"sentence1": first, "sentence2": second, "label": label, "score": score}
+        for (first, second), label, score in zip(texts, (1, 1, 0, 0), (5, 4, 1, 2), strict=True)
+    ]
+    reranker = Reranker("words", shared_words)
+    outcome = lookup("task", "pairs")(write(rows, "pairs.jsonl")).evaluate_pairs(reranker)
+    assert outcome.main == "ap" and outcome.items.score() == outcome.score == 1
+    assert (outcome.metrics["accuracy"], outcome.metrics["f1"]) == (1, 1)
+    assert outcome.metrics["accuracy_threshold"] == 1.5
+    outcome = lookup("task", "sts")(write(rows, "sts.jsonl")).evaluate_pairs(reranker)
+    assert outcome.metrics.keys() == outcome.intervals.keys() == {"spearman"}
+    assert outcome.score == pytest.approx(0.8)
+    assert reranker.scored == 4

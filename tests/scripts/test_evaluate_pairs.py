@@ -79,9 +79,9 @@ def test_options_of_embedders_are_refused(refused, cross_encoder, reranking, opt
 
 
 def test_other_tasks_and_several_labels_are_refused(
-    refused, tiny_cross_encoder, cross_encoder, reranking, sts
+    refused, tiny_cross_encoder, cross_encoder, reranking
 ):
-    line = ["run", "--task", "sts", "--data", sts, "--model", cross_encoder]
+    line = ["run", "--task", "passkey", "--data", "64", "--model", cross_encoder]
     assert "a cross-encoder, which scores pairs" in refused(evaluate, *line)
     line = ["run", "--task", "reranking", "--data", reranking, "--model", tiny_cross_encoder(2)]
     assert "expected a cross-encoder with one label" in refused(evaluate, *line)
