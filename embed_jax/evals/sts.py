@@ -79,11 +79,11 @@ def open_task(
 
     def evaluate_pairs(score_pairs: PairScorer) -> Outcome:
         values = score_pairs(first, second)
-        metrics, intervals = (
-            # Ranks are the same for logits and for scores; Pearson's correlation is not.
-            {name: value for name, value in each.items() if name.startswith("spearman")}
-            for each in (sts_metrics(values, gold, subsets), _intervals(values, gold, subsets))
-        )
+        # Ranks are the same for logits and for scores; Pearson's correlation is not.
+        scores = sts_metrics(values, gold, subsets)
+        metrics = {name: scores[name] for name in scores if name.startswith("spearman")}
+        ranges = _intervals(values, gold, subsets)
+        intervals = {name: ranges[name] for name in metrics}
         return Outcome("spearman", metrics, intervals, Items(values, gold, "spearman"))
 
     items = list(zip(first, second, strict=True))
