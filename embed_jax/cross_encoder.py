@@ -319,8 +319,12 @@ class BoundCrossEncoder:
     def __call__(
         self, queries: Sequence[str], passages: Sequence[str]
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
-        """Returns the scores of each query with the passage at the same position."""
-        return self.model.score(queries, passages, params=self.params)
+        """Returns the logits of each query with the passage at the same position.
+
+        Not the scores: a sigmoid could round two of them to the same number.
+        """
+        logits = self.model.logits(queries, passages, params=self.params)
+        return logits[:, 0] if self.model.num_labels == 1 else logits
 
 
 def load_cross_encoder(

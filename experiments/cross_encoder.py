@@ -13,7 +13,7 @@ import functools
 from pathlib import Path
 
 from embed_jax.config import Experiment
-from embed_jax.cross_encoder import load_cross_encoder
+from embed_jax.cross_encoder import BoundCrossEncoder, load_cross_encoder
 from embed_jax.data.pairs import SearchTask
 from embed_jax.data.pipeline import RecordSource, count_columns
 from embed_jax.embedding_model import TextEncoder
@@ -61,7 +61,8 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test: the first stage, and the reranker over it.
     if result.finished and "test" in shortlists:
-        report = shortlists["test"].report(load_cross_encoder(str(workdir / "model")).score)
+        model = load_cross_encoder(workdir / "model")
+        report = shortlists["test"].report(BoundCrossEncoder(model))
         say(format_report(report))
         if is_first_host():
             write_report(report, workdir)
