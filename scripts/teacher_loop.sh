@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# From an embedder to a better one by way of a cross-encoder, on a directory in BEIR's layout that has the splits train
+# and test:
+#   bash scripts/teacher_loop.sh scifact runs/teacher_loop
+# A third argument goes to every training, such as --config.train.steps=2. PYTHON names the interpreter. Every step is
+# skipped where its result is there, or resumes.
+set -euo pipefail
+data=$1 runs=$2 more=${3:-}
+python=${PYTHON:-python}
+embedder=${EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}
+mkdir -p "$runs"
+
+train() { # train EXPERIMENT NAME OPTIONS...
+    local experiment=$1 name=$2
+    shift 2
+    [ -e "$runs/$name/model" ] || "$python" -m "experiments.$experiment" --workdir="$runs/$name" "$@" \
+        --config.eval.retrieval= --config.eval.test_split= --config.eval.metric= $more
+}
+
+# 1. Hard negatives: abstracts that the embedder finds.
+[ -e "$runs/mined.jsonl" ] || "$python" -m scripts.mine --beir "$data" --split train --strategy dense --model "$embedder" \
+    --number 7 --rank-max 50 --sampling random --output "$runs/mined.jsonl"
+
+# 2. The embedder, trained on them as they are.
+train retrieval embedder_mined --config=configs/retrieval/hard_negatives.py \
+    --config.model.name="$embedder" --config.data.train="$runs/mined.jsonl" --config.mine.strategy= --config.mine.every=0
+
+# 3. A cross-encoder, trained on them.
+train cross_encoder teacher --config=configs/cross_encoder/scifact.py \
+    --config.model.name="$embedder" --config.data.train="$runs/mined.jsonl" --config.mine.strategy=
+
+# 4. Its scores of every list.
+"$python" -m scripts.annotate --data "$runs/mined.jsonl" --model "$runs/teacher/model" --activation identity \
+    --scores "$runs/scores.jsonl" --output "$runs/annotated.jsonl"
+
+# 5. The embedder, distilled from these scores.
+train retrieval embedder_distilled --config=configs/retrieval/hard_negatives.py \
+    --config.model.name="$embedder" --config.data.train="$runs/annotated.jsonl" --config.mine.strategy= \
+    --config.mine.every=0 --config.loss.name="kl(teacher_temperature=1.0, normalization='min_max')"
+
+# 6. The embedder before, after mined negatives and after distillation, and the two stages.
+for model in "$embedder" "$runs/embedder_mined/model" "$runs/embedder_distilled/model"; do
+    "$python" -m scripts.evaluate run --model "$model" --task retrieval --data "$data" --split test \
+        --output "$runs/$(basename "$(dirname "$model")").json"
+done
+"$python" -m scripts.evaluate run --model "$embedder" --task retrieval --data "$data" --split test \
+    --rerank "$runs/teacher/model" --depth 50 --output "$runs/two_stages.json"
