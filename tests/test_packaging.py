@@ -136,6 +136,7 @@ REACHED = {
     "embed_jax/export/onnx.py": {"onnx"},
     "embed_jax/export/onnx_graph.py": {"onnx"},
     "embed_jax/train/tracking.py": {"torch"},
+    "scripts/bench/pairs.py": {"torch", "sentence_transformers"},
     "scripts/bench/speed.py": {"torch", "sentence_transformers"},
     "scripts/bench/suite.py": {"datasets", "sentence_transformers"},
 }
