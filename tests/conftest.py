@@ -35,8 +35,12 @@ from beartype import BeartypeConf, beartype
 def _check(function):
     """Checks the types and shapes of a function's arguments and result at every call.
 
-    Trees of arrays are also trees of specs, shardings and shapes: their constructors take any leaf.
+    Functions within functions are left out: they would be prepared anew at each call, at as much
+    cost as all others together. Trees of arrays are also trees of specs, shardings and shapes: their
+    constructors take any leaf.
     """
+    if "<locals>" in function.__qualname__:
+        return function
     if function.__name__ == "__init__" and "Array" in str(function.__annotations__):
         return function
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int serves as a float
