@@ -36,8 +36,8 @@ def _check(function):
     """Checks the types and shapes of a function's arguments and result at every call.
 
     Functions within functions are left out: they would be prepared anew at each call, at as much
-    cost as all others together. Trees of arrays are also trees of specs, shardings and shapes: their
-    constructors take any leaf.
+    cost as all others together. Trees of arrays are also trees of specs, shardings and shapes:
+    their constructors take any leaf.
     """
     if "<locals>" in function.__qualname__:
         return function
