@@ -18,8 +18,9 @@ Number = float | Float[Array, ""]  # an argument of a loss; the latter of one on
 Params = Any  # a tree of arrays
 QueryPassage = tuple[str, str]  # a query and a passage
 Record = Mapping[str, Any]  # one example of a data set: fields by name
-# What is measured during training: (texts -> embeddings) -> {metric: value}
-Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
+# What is measured during training: (the model as a function, such as texts -> embeddings) ->
+# {metric: value}
+Evaluator = Callable[[Callable[..., np.ndarray]], Mapping[str, float]]
 # (pattern of a parameter's path, mesh axis of each dimension)
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 # A slice of an array that is not in memory -> its own copy.

@@ -16,6 +16,7 @@ from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, RetrievalResult, TextsById, score_run, search_task
 from embed_jax.evals.significance import paired_difference, verdict
+from embed_jax.evals.task import NamedEvaluator
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.rerank import add_positives, rerank
 from embed_jax.retrieval.topk import Run
@@ -54,23 +55,22 @@ class Shortlist:
         """The length of the longest shortlist."""
         return max(map(len, self.run.values()), default=0)
 
-    def evaluator(self) -> Callable[[PairScorer], dict[str, float]]:
+    def evaluator(self) -> NamedEvaluator:
         """Returns an evaluator for training: `score -> {"ndcg@10": ..., "mrr@10": ..., ...}`."""
 
         def evaluate(score: PairScorer) -> dict[str, float]:
             metrics = self.measure(score).metrics
             return {name: metrics[name] for name in METRICS}
 
-        evaluate.metrics = METRICS  # type: ignore[attr-defined]
-        return evaluate
+        return NamedEvaluator(evaluate, METRICS)
 
     def report(self, score: PairScorer) -> dict[str, object]:
         """Compares the reranker with the first stage.
 
         Returns:
-            "queries", "depth", "ms_per_query" of the reranker, "recall" of the first stage at
-            `depth`, for each of METRICS the mean and its 95 % interval of both, and the paired
-            difference "gain" of nDCG@10 with interval, p-value and verdict.
+            "queries", "depth", "ms_per_query" of the reranker, for each of METRICS the mean and its
+            95 % interval of both stages, and the paired difference "gain" of nDCG@10 with interval,
+            p-value and verdict.
         """
         began = time.monotonic()
         after = self.measure(score)
