@@ -113,17 +113,11 @@ def load_model(
 
 def _load(load: Callable, name: str | Path, step: int, max_length: int, compute_dtype: str) -> Any:
     """Calls `load` for a directory or hub name, and reads a run from its work directory."""
-    if all((Path(name) / file).is_file() for file in ("config.json", "data.json")):
-        from embed_jax.train.run import load_run
+    from embed_jax.pretrained import load_from_run
 
-        return load_run(name, step, max_length=max_length, compute_dtype=compute_dtype)
-    if step:
-        from embed_jax.errors import InputError
-
-        raise InputError(
-            f"{name}: no work directory of a run (config.json, data.json), so it has no step {step}"
-        )
-    return load(name, max_length=max_length, compute_dtype=compute_dtype)
+    options: dict[str, Any] = {"max_length": max_length, "compute_dtype": compute_dtype}
+    model = load_from_run(name, step, **options)
+    return load(name, **options) if model is None else model
 
 
 def __dir__() -> list[str]:

@@ -32,7 +32,7 @@ from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
-from embed_jax.pretrained import check_length, fit_tokenizer
+from embed_jax.pretrained import check_length, fit_tokenizer, load_from_run
 from embed_jax.registry import unknown
 from embed_jax.types import Params
 
@@ -328,22 +328,29 @@ class BoundCrossEncoder:
 
 
 def load_cross_encoder(
-    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+    name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> CrossEncoder:
     """Loads a cross-encoder.
 
     Args:
         name: a directory (sentence-transformers' CrossEncoder, or transformers'
-            *ForSequenceClassification or *ForCausalLM), or a hub name. A plain language model
-            gives the logit of its token "yes" less that of "no".
+            *ForSequenceClassification or *ForCausalLM), a hub name, or the work directory of a
+            run. A plain language model gives the logit of its token "yes" less that of "no".
+        step: of a run: the model as it was then; 0: the one that the run wrote.
         max_length: cut pairs at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
         InputError: if it can't be found or read, is of an unknown architecture or does not
-            score pairs, its vocabulary is larger than its table, or `max_length` is more
-            than the model has positions for.
+            score pairs, its vocabulary is larger than its table, `max_length` is more than the
+            model has positions for, or the run trained another kind of model or has no
+            checkpoint of that step.
     """
+    model = load_from_run(name, step, max_length=max_length, compute_dtype=compute_dtype)
+    if model is not None:
+        if not isinstance(model, CrossEncoder):
+            raise InputError(f"{name}: the run of an embedding model; accepted: a cross-encoder")
+        return model
     saved = read_classifier(resolve(str(name)))
     length = max_length or saved.max_length
     check_length(length, saved.spec.backbone)

@@ -1,4 +1,4 @@
-"""Completes a pretrained model as it is read: its tokenizer, and the prompts of its family."""
+"""Completes a pretrained model as it is read: its tokenizer, the prompts of its family, its run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.saved import SavedModel
 from embed_jax.errors import InputError, warn
 from embed_jax.prompts import expected
+from embed_jax.registry import lookup
+
+RUN_FILES = ("config.json", "data.json")  # of a run's work directory
 
 
 def tokenizer_of(
@@ -101,3 +104,26 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
         include_prompt=settings.include_prompt and family.include_prompt,
     )
     return dataclasses.replace(saved, settings=settings, append_eos=append_eos)
+
+
+def load_from_run(name: str | Path, step: int, **options: Any) -> Any:
+    """Loads the model of a run, if a name is that of a run's work directory.
+
+    Args:
+        name: a model's name or directory, or a run's.
+        step: of the run; 0: the model that it wrote.
+        **options: of `train.run.load_run`.
+
+    Returns:
+        The model, of any kind; None if the name is not a run's.
+
+    Raises:
+        InputError: for a step of what is not a run; see also `train.run.load_run`.
+    """
+    if all((Path(name) / file).is_file() for file in RUN_FILES):
+        return lookup("directory", "run")(name, step, **options)
+    if step:
+        raise InputError(
+            f"{name}: no work directory of a run ({', '.join(RUN_FILES)}), so it has no step {step}"
+        )
+    return None

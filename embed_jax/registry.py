@@ -44,6 +44,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "SentenceTransformer": "embed_jax.routed:load_routed",
         "CrossEncoder": "embed_jax.cross_encoder:load_cross_encoder",
     },
+    "directory": {  # directories that hold more than a model
+        "run": "embed_jax.train.run:load_run",
+    },
     "loss": {
         "info_nce": "embed_jax.losses.in_batch:info_nce",
         "gte": "embed_jax.losses.in_batch:gte",

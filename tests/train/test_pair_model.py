@@ -59,6 +59,7 @@ def config(tiny_tokenizer):
         train__devices=1,
         optim__learning_rate=1e-3,
         tracking__wandb="disabled",
+        tracking__experiment="cross_encoder",  # as `train.launch` does
     )
 
 
@@ -155,19 +156,24 @@ def test_a_checkpoint_resumes_to_the_same_bits(trained, sources, tmp_path):
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "model")
     shutil.rmtree(again / "checkpoints" / "40")
+    before = load_cross_encoder(again, 20)
     model = initial_cross_encoder(config, pair_loss(config))
     fit(config, again, sources=sources, evaluators={}, model=model, objective=pair_objective)
-    first, second = (load_cross_encoder(path / "model").params for path in (workdir, again))
-    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    pairs = [["cat dog", "red city"], ["dog cat house", "city red"]]
+    for step in (20, 40):
+        first, second = load_cross_encoder(workdir, step), load_cross_encoder(again, step)
+        for x, y in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
+            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        # A model made of the trained parameters scores as the run's.
+        made = CrossEncoder(model.spec, second.params, model.result.tokenizer)
+        np.testing.assert_array_equal(first.score(*pairs), made.score(*pairs))
+        assert np.array_equal(before.score(*pairs), made.score(*pairs)) == (step == 20)
+    np.testing.assert_array_equal(load_cross_encoder(again).score(*pairs), made.score(*pairs))
 
 
 def test_a_run_is_loaded_whole_and_at_a_step(trained, tmp_path):
     config, workdir = trained
     copied = shutil.copytree(workdir, tmp_path / "run")
-    written = json.loads((copied / "config.json").read_text())
-    written["tracking"]["experiment"] = "cross_encoder"
-    (copied / "config.json").write_text(json.dumps(written))
     last, shorter = embed_jax.load_model(copied), embed_jax.load_model(copied, max_length=20)
     assert isinstance(last, CrossEncoder) and shorter.max_length == 20
     pairs = [["cat dog", "red city"], ["dog cat house", "city red"]]
