@@ -304,29 +304,6 @@ class CrossEncoder(PicklesByParts):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class BoundCrossEncoder:
-    """A cross-encoder as a function of pairs of texts.
-
-    Attributes:
-        model: the cross-encoder.
-        params: its parameters, as while it is trained; None: those that it has.
-    """
-
-    model: CrossEncoder
-    params: Params | None = None
-
-    def __call__(
-        self, queries: Sequence[str], passages: Sequence[str]
-    ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
-        """Returns the logits of each query with the passage at the same position.
-
-        Not the scores: a sigmoid could round two of them to the same number.
-        """
-        logits = self.model.logits(queries, passages, params=self.params)
-        return logits[:, 0] if self.model.num_labels == 1 else logits
-
-
 def load_cross_encoder(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> CrossEncoder:

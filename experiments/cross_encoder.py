@@ -13,13 +13,14 @@ import functools
 from pathlib import Path
 
 from embed_jax.config import Experiment
-from embed_jax.cross_encoder import BoundCrossEncoder, load_cross_encoder
+from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.data.pairs import SearchTask
 from embed_jax.data.pipeline import RecordSource, count_columns
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import exit_with_one_line, require
 from embed_jax.evals.shortlist import Shortlist, format_report, make_shortlist, write_report
 from embed_jax.losses.base import Loss
+from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.topk import dense_search
 from embed_jax.runtime import is_first_host, say

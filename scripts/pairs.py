@@ -25,6 +25,7 @@ from jaxtyping import Float
 from embed_jax.data import positives
 from embed_jax.data.pairs import split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.pair_scores import PairScorer, check_ranks
 
 from .commands import OneLineParser, Parser, load_model, whole_file
 
@@ -215,7 +216,7 @@ def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.
     return positives.paraphrase_pairs(args.input, score, args.threshold, drop)
 
 
-def cosine_scorer(name: str, prompt_name: str | None) -> positives.PairScorer:
+def cosine_scorer(name: str, prompt_name: str | None) -> PairScorer:
     """Scores pairs by the cosine of their embeddings."""
     from embed_jax.scores import unit_length
 
@@ -230,17 +231,14 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.PairScorer:
     return score
 
 
-def cross_encoder_scorer(name: str) -> positives.PairScorer:
+def cross_encoder_scorer(name: str) -> PairScorer:
     """Scores pairs by a cross-encoder."""
     from embed_jax.cross_encoder import load_cross_encoder
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
     model = load_cross_encoder(name)
-    if model.num_labels != 1:
-        raise InputError(
-            f"--cross-encoder: {name} gives {model.num_labels} numbers for a pair, expected one"
-        )
+    check_ranks(model, f"--cross-encoder: {name}")
     return model.score
 
 

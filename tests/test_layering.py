@@ -20,7 +20,7 @@ STEPS = (
     ("errors", "atomic", "journal", "types")
     + ("config", "config_fields", "config_rules", "config_file")
     + ("registry", "runtime", "vectors", "public", "packaged"),
-    ("remote", "scores", "world"),
+    ("remote", "scores", "pair_scores", "world"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options", "embedding_model"),
     ("sentence", "cross_encoder", "catalogue"),

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.records import is_missing
 from embed_jax.data.sources.files import file_format, iter_rows, parse_number
-from embed_jax.errors import InputError, RunError
+from embed_jax.errors import InputError
+from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.types import Record
 
 BLOCK = 8192  # candidate paraphrases scored at a time
 CORPUS_IDS = ("_id", "id")
 PositivePair = dict[str, str]
 Drop = Callable[[str, Record], None]
-PairScorer = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
 
 
 def click_pairs(
@@ -165,7 +164,7 @@ def paraphrase_pairs(
 
     Raises:
         InputError: with file and line: a field is missing or empty; or no pair is left.
-        RunError: a score is not finite.
+        InputError, RunError: see `score_pairs`.
     """
     named = [
         {"anchor": record["sentence1"].strip(), "positive": record["sentence2"].strip()}
@@ -176,14 +175,8 @@ def paraphrase_pairs(
     best = -np.inf
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        scores = np.asarray(
-            score([pair["anchor"] for pair in block], [pair["positive"] for pair in block])
-        )
-        if not np.isfinite(scores).all():
-            pair = block[int(np.argmin(np.isfinite(scores)))]
-            raise RunError(
-                f"{path}: no finite score for {pair['anchor']!r} and {pair['positive']!r}"
-            )
+        texts = [(pair["anchor"], pair["positive"]) for pair in block]
+        scores = score_pairs(score, texts, str(path))
         best = max(best, float(scores.max()))
         for pair, value in zip(block, scores.tolist(), strict=True):
             if value >= threshold:

@@ -32,8 +32,8 @@ from embed_jax.data.sources import tasks as readers
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError, require, warn
 from embed_jax.evals.embedder import Options, prompt_options
-from embed_jax.evals.reranker import check_ranks
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
+from embed_jax.pair_scores import BoundCrossEncoder, check_ranks
 from embed_jax.prompts import prompt_for
 from embed_jax.registry import unknown
 
@@ -139,7 +139,7 @@ class MtebCrossEncoder:
         queries, passages = (
             [text for batch in inputs for text in batch["text"]] for inputs in (inputs1, inputs2)
         )
-        return self.model.logits(queries, passages)[:, 0]
+        return BoundCrossEncoder(self.model)(queries, passages)
 
 
 def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:

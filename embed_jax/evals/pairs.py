@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
+from embed_jax.pair_scores import PairScorer
 from embed_jax.scores import SIMILARITIES, pairwise_similarity, unit_length
 
 KIND = "PairClassification"

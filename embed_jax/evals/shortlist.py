@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.atomic import write_whole
-from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, RetrievalResult, TextsById, score_run, search_task
 from embed_jax.evals.significance import paired_difference, verdict
 from embed_jax.evals.task import NamedEvaluator
+from embed_jax.pair_scores import PairScorer
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.rerank import add_positives, rerank
 from embed_jax.retrieval.topk import Run

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence, Sized
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import (
@@ -20,6 +19,7 @@ from embed_jax.evals.metrics import (
     spearman_of,
 )
 from embed_jax.evals.task import Embed, Items, NamedEvaluator, Outcome, Task, Use, encode_columns
+from embed_jax.pair_scores import PairScorer
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode
 from embed_jax.scores import SIMILARITIES, pairwise_similarity

@@ -14,9 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import bootstrap, percentile_interval, spearman, spearman_of
+from embed_jax.pair_scores import PairScorer
 from embed_jax.types import Evaluator
 
 QUERY, DOCUMENT = "query", "document"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from embed_jax.data.positives import PairScorer
 from embed_jax.evals.retrieval import RetrievalTask
 from embed_jax.evals.task import Embed, Outcome
+from embed_jax.pair_scores import PairScorer
 from embed_jax.retrieval.rerank import rerank
 
 

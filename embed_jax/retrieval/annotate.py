@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.pairs import KEYS, NLI, NLI_LABELS, SCORED_LIST, kind_of, parse_label
-from embed_jax.data.positives import PairScorer
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
+from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.retrieval.score_store import ScoreStore, StoredScores, read_score_file
 from embed_jax.retrieval.topk import Encode
 from embed_jax.types import QueryPassage
@@ -169,7 +169,8 @@ def in_blocks(score: PairScorer, size: int = BLOCK) -> BlockScorer:
         size: pairs of a block.
 
     Raises:
-        InputError: for a size below 1; by the scorer for other than one score for each pair.
+        InputError: for a size below 1.
+        InputError, RunError: by the scorer, see `score_pairs`.
     """
     if size < 1:
         raise InputError(f"block: expected 1 or more, found {size}")
@@ -179,14 +180,7 @@ def in_blocks(score: PairScorer, size: int = BLOCK) -> BlockScorer:
     ) -> Iterator[tuple[Sequence[QueryPassage], Float[np.ndarray, " n"]]]:
         pairs = iter(pairs)
         while block := list(itertools.islice(pairs, size)):
-            queries, passages = zip(*block, strict=True)
-            scores = np.asarray(score(list(queries), list(passages)))
-            if scores.shape != (len(block),):
-                raise InputError(
-                    f"expected a score for each of {len(block)} pairs, found the shape "
-                    f"{list(scores.shape)}: does the model have several labels?"
-                )
-            yield block, scores
+            yield block, score_pairs(score, block)
 
     return score_blocks
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.data.pairs import normal_form
-from embed_jax.data.positives import PairScorer
-from embed_jax.errors import InputError, RunError
+from embed_jax.errors import InputError
+from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.registry import unknown
 from embed_jax.retrieval.bm25 import bm25_searcher
 from embed_jax.retrieval.copies import Fold, PassageIndex
@@ -221,7 +221,7 @@ def mine_negatives(
     Raises:
         InputError: at once for no searcher, a positive that is not in the corpus or an empty text;
             at the end if no pair has a negative.
-        RunError: for scores of another number than requested, or that are not finite.
+        InputError, RunError: see `score_pairs`.
     """
     if not searchers:
         raise InputError("searchers: expected one or more, found none")
@@ -396,13 +396,9 @@ def _rescore(
 
 def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
     """Scores lists of passages, each list for one query, all in one call."""
-    queries = [query for query, passages in lists for _ in passages]
-    values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))
-    if values.shape != (len(queries),) or not np.isfinite(values).all():
-        raise RunError(
-            f"score: expected {len(queries)} finite numbers, found an array {values.shape} or "
-            "others in it"
-        )
+    values = score_pairs(
+        score, [(query, passage) for query, passages in lists for passage in passages]
+    )
     ends = np.cumsum([len(passages) for _, passages in lists])
     return [part.tolist() for part in np.split(values, ends[:-1])]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError
+from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.retrieval.topk import Run
 
 
@@ -35,8 +33,10 @@ def rerank(
         {query id: {document id: new score}}, best first.
 
     Raises:
-        InputError: for a depth below 1, or a score that is not finite.
+        InputError: for a depth below 1.
+        InputError, RunError: see `score_pairs`.
 
+    >>> import numpy as np
     >>> run = {"q": {"d1": 0.9, "d2": 0.8}}
     >>> texts = {"d1": "long text", "d2": "short"}
     >>> shorter = lambda queries, passages: -np.array([len(text) for text in passages])
@@ -46,19 +46,8 @@ def rerank(
     if depth < 1:
         raise InputError(f"depth: expected 1 or more, found {depth}")
     pairs = [(query, document) for query in run for document in list(run[query])[:depth]]
-    if not pairs:
-        return {query: {} for query in run}
-    scores = np.asarray(
-        score([queries[query] for query, _ in pairs], [corpus[document] for _, document in pairs]),
-        np.float64,
-    )
-    if scores.shape != (len(pairs),):
-        raise InputError(f"rerank: expected one score a pair, found the shape {scores.shape}")
-    if not np.isfinite(scores).all():
-        query, document = pairs[int(np.argmin(np.isfinite(scores)))]
-        raise InputError(
-            f"rerank: the score of query {query!r} and document {document!r} is not finite"
-        )
+    texts = [(queries[query], corpus[document]) for query, document in pairs]
+    scores = score_pairs(score, texts, "rerank")
     by_query: dict[str, dict[str, float]] = {query: {} for query in run}
     for (query, document), value in zip(pairs, scores.tolist(), strict=True):
         by_query[query][document] = value

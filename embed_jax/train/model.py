@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
-from embed_jax.cross_encoder import BoundCrossEncoder, CrossEncoder
+from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.adapter import check_writable
@@ -29,6 +29,7 @@ from embed_jax.encoders.shrink import keep_layers, parse_layers
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.encoders.towers import two_towers
 from embed_jax.errors import InputError
+from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
 from embed_jax.registry import called

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embed_jax.cross_encoder import load_cross_encoder
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, RunError
 from embed_jax.evals.reranker import Reranker, cross_encoder_reranker
 from embed_jax.evals.reranking import open_task
 from embed_jax.evals.suite import Entry, evaluate
@@ -48,15 +48,19 @@ def test_each_pair_is_scored_once():
 
 
 @pytest.mark.parametrize(
-    "scores, message",
+    "scores, error, message",
     [
-        ([1.0], r"words: expected one score for each of 2 pairs, found the shape \[1\]"),
-        ([[1.0], [2.0]], r"found the shape \[2, 1\]"),
-        ([1.0, np.nan], "scores of 1 pairs are not finite, such as of 'b' and 'd'"),
+        (
+            [1.0],
+            InputError,
+            r"words: expected one score for each of 2 pairs, found the shape \[1\]",
+        ),
+        ([[1.0], [2.0]], InputError, r"found the shape \[2, 1\]: does the model have several"),
+        ([1.0, np.nan], RunError, "words: no finite score for 'b' and 'd', one of 1 such pairs"),
     ],
 )
-def test_bad_scores_are_refused(scores, message):
-    with pytest.raises(InputError, match=message):
+def test_bad_scores_are_refused(scores, error, message):
+    with pytest.raises(error, match=message):
         Reranker("words", lambda queries, passages: scores)(["a", "b"], ["c", "d"])
 
 

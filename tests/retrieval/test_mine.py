@@ -578,6 +578,7 @@ def test_bad_input_is_refused_before_any_search():
     ):
         with pytest.raises(InputError, match=match):
             mine_negatives(pairs, corpus, searchers, Mining())
-    for score in (lambda q, p: np.zeros(1), lambda q, p: np.full(len(p), np.nan)):
-        with pytest.raises(RunError, match="finite"):
-            mine_records(good, CORPUS, [searcher], Mining(), score=score)
+    with pytest.raises(InputError, match="one score for each"):
+        mine_records(good, CORPUS, [searcher], Mining(), score=lambda q, p: np.zeros(1))
+    with pytest.raises(RunError, match="no finite score"):
+        mine_records(good, CORPUS, [searcher], Mining(), score=lambda q, p: np.full(len(p), np.nan))

@@ -137,11 +137,12 @@ def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
     model = types.SimpleNamespace(
         num_labels=1,
         score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]),
+        logits=None,
     )
     module = types.ModuleType("embed_jax.cross_encoder")
     module.load_cross_encoder = {
         "some/model": model,
-        "some/nli": types.SimpleNamespace(num_labels=3),
+        "some/nli": types.SimpleNamespace(num_labels=3, logits=None),
     }.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
     path = write(
@@ -155,7 +156,7 @@ def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
         "--output",
         tmp_path / "out.jsonl",
     )
-    assert "gives 3 numbers for a pair" in refused(
+    assert "expected a cross-encoder with one label, which ranks passages, found 3" in refused(
         pairs, "paraphrases", "--input", path, "--cross-encoder", "some/nli", *arguments[2:]
     )
     assert run(pairs, "paraphrases", "--input", path, *arguments)[0] == 0

@@ -1,0 +1,110 @@
+"""Scores of pairs of texts: the functions that give them, and the one check of what they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.errors import InputError, RunError
+from embed_jax.types import Params
+
+SHOWN = 40  # characters of a text in a message
+# Scores each query with the passage at the same position, higher is better.
+PairScorer = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """A model that gives pairs logits, such as a CrossEncoder."""
+
+    num_labels: int
+
+    def logits(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        *,
+        batch_tokens: int = 0,
+        params: Params | None = None,
+    ) -> Float[np.ndarray, "N L"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundCrossEncoder:
+    """A cross-encoder as a function of pairs of texts.
+
+    Attributes:
+        model: the cross-encoder.
+        params: its parameters, as while it is trained; None: those that it has.
+        batch_tokens: see `CrossEncoder.logits`.
+    """
+
+    model: PairModel
+    params: Params | None = None
+    batch_tokens: int = 0
+
+    def __call__(
+        self, queries: Sequence[str], passages: Sequence[str]
+    ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
+        """Returns the logits of each query with the passage at the same position.
+
+        Logits rank as the model's scores do, without their ties: a sigmoid rounds to 1 from a logit
+        of 17 on.
+        """
+        logits = self.model.logits(
+            queries, passages, batch_tokens=self.batch_tokens, params=self.params
+        )
+        return logits[:, 0] if self.model.num_labels == 1 else logits
+
+
+def check_ranks(model: PairModel, name: str) -> None:
+    """Raises an InputError for a cross-encoder with several labels, which cannot rank passages."""
+    if model.num_labels != 1:
+        raise InputError(
+            f"{name}: expected a cross-encoder with one label, which ranks passages, found "
+            f"{model.num_labels} labels"
+        )
+
+
+def score_pairs(
+    score: PairScorer, pairs: Sequence[tuple[str, str]], name: str = "score"
+) -> Float[np.ndarray, " n"]:
+    """Scores pairs of texts in one call, and checks the scores.
+
+    Args:
+        score: the scorer; it is not called without a pair.
+        pairs: first and second texts, such as queries and passages.
+        name: of the scorer, for messages.
+
+    Returns:
+        The score of each pair, float64.
+
+    Raises:
+        InputError: for other than one score for each pair; and what `score` raises.
+        RunError: for a score that is not finite.
+
+    >>> score_pairs(lambda queries, passages: [len(text) for text in passages], [("a", "bcd")])
+    array([3.])
+    """
+    if not pairs:
+        return np.zeros(0)
+    first, second = (list(texts) for texts in zip(*pairs, strict=True))
+    scores = np.asarray(score(first, second), np.float64)
+    if scores.shape != (len(pairs),):
+        hint = ": does the model have several labels?" if scores.ndim == 2 else ""
+        raise InputError(
+            f"{name}: expected one score for each of {len(pairs)} pairs, found the shape "
+            f"{list(scores.shape)}{hint}"
+        )
+    finite = np.isfinite(scores)
+    if not finite.all():
+        query, passage = pairs[int(np.argmin(finite))]
+        raise RunError(
+            f"{name}: no finite score for {query[:SHOWN]!r} and {passage[:SHOWN]!r}, one of "
+            f"{(~finite).sum()} such pairs"
+        )
+    return scores
