@@ -137,12 +137,12 @@ def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
     model = types.SimpleNamespace(
         num_labels=1,
         score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]),
-        logits=None,
+        logits=len,
     )
     module = types.ModuleType("embed_jax.cross_encoder")
     module.load_cross_encoder = {
         "some/model": model,
-        "some/nli": types.SimpleNamespace(num_labels=3, logits=None),
+        "some/nli": types.SimpleNamespace(num_labels=3, logits=len),
     }.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
     path = write(
