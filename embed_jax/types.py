@@ -33,9 +33,9 @@ Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 class TokenBatch(struct.PyTreeNode):
     """Sentences packed several to a row, in G groups of R rows of T slots.
 
-    One group is what one call of an encoder sees; a single group has leaves `[R, T]`. Attention is
-    allowed between slots of one row with the same `sentence`; pooling sums over the slots of a
-    sentence.
+    One group is what one call of an encoder sees; a single group has leaves `[R, T]`. A slot q sees
+    a slot k of its row if and only if sentence[q] == key_sentence[k]; pooling sums over the slots
+    of a sentence.
 
     Attributes:
         token_ids: vocabulary ids; any valid id at padding.
@@ -48,6 +48,8 @@ class TokenBatch(struct.PyTreeNode):
             token.
         segment: BERT's token types, 1 on the second text of a pair, 0 at padding. None: 0
             everywhere.
+        key_sentence: the sentence whose slots see this one; `sentences` for a token that none sees,
+            such as one that only expands a query. None: `sentence`.
     """
 
     token_ids: Int[AnyArray, "*G R T"]
@@ -56,6 +58,7 @@ class TokenBatch(struct.PyTreeNode):
     pooled: Bool[AnyArray, "*G R T"]
     sentences: int = struct.field(pytree_node=False)
     segment: Int[AnyArray, "*G R T"] | None = None
+    key_sentence: Int[AnyArray, "*G R T"] | None = None
 
 
 class Batch(struct.PyTreeNode):

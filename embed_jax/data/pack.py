@@ -11,6 +11,8 @@ from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
 Ids = Int[np.ndarray, " _"]
+# Marks of a token, which may be added: it does not count towards pooling; no other token sees it.
+UNPOOLED, UNSEEN = 1, 2
 
 
 def pack_sentences(
@@ -21,6 +23,7 @@ def pack_sentences(
     sentences: int | None = None,
     skip: int | Sequence[int] = 0,
     segments: Sequence[Ids] | None = None,
+    marks: Sequence[Ids] | None = None,
 ) -> TokenBatch:
     """Packs sentences into rows, best fit decreasing; sentence i keeps the id i.
 
@@ -36,6 +39,7 @@ def pack_sentences(
         skip: leading tokens that do not count towards pooling, for all sentences or for each.
         segments: token types of each sentence (a pair's second text has 1), as long as its ids;
             None: all are 0.
+        marks: UNPOOLED and UNSEEN of each token, as long as the ids; None: no token has any.
 
     Returns:
         NumPy leaves `[R, T]`.
@@ -59,6 +63,7 @@ def pack_sentences(
         skip,
         shape,
         segments,
+        marks,
     )
 
 
@@ -71,6 +76,7 @@ def pack_batch(
     order: Int[np.ndarray, "G E"] | None = None,
     skip: Int[np.ndarray, "C B"] | Sequence[int] | None = None,
     segments: Sequence[Sequence[Ids | None]] | None = None,
+    marks: Sequence[Sequence[Ids | None]] | None = None,
     shares: int = 1,
 ) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
     """Deals the examples of a batch to groups and packs each group.
@@ -87,6 +93,7 @@ def pack_batch(
         skip: the number of leading tokens that do not count towards pooling, for each sentence or
             for each column.
         segments: token types of each sentence, as `columns`; None: all are 0.
+        marks: see `pack_sentences`, as `columns`.
         shares: the number of contiguous parts of the batch, each dealt to its own G / shares
             groups; a divisor of G.
 
@@ -123,15 +130,19 @@ def pack_batch(
     )
     skips = np.concatenate([skips[:, members].reshape(-1) for members in order])
     everything = [sentence_ids for group in sentences for sentence_ids in group]
-    types = None
-    if segments is not None:
-        by_column = fill(segments)
-        types = [column[b] for members in order for column in by_column for b in members]
+
+    def dealt(values: Sequence[Sequence[Ids | None]] | None) -> list[Ids] | None:
+        if values is None:
+            return None
+        by_column = fill(values)
+        return [column[b] for members in order for column in by_column for b in members]
+
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)
     count = len(columns) * size
     lengths = _lengths(everything)
-    return _fill(everything, lengths, start, number, count, skips, shape, types), order
+    by_token = dealt(segments), dealt(marks)
+    return _fill(everything, lengths, start, number, count, skips, shape, *by_token), order
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
@@ -230,7 +241,9 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
     return row, offset, used
 
 
-def _fill(ids, lengths, start, number, sentences, skip, shape, segments=None) -> TokenBatch:
+def _fill(
+    ids, lengths, start, number, sentences, skip, shape, segments=None, marks=None
+) -> TokenBatch:
     """Writes each sentence's tokens to the slots from `start` on, with the sentence id `number`."""
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     sentence = np.full(shape, sentences, np.int32)
@@ -246,4 +259,9 @@ def _fill(ids, lengths, start, number, sentences, skip, shape, segments=None) ->
         pooled.reshape(-1)[slots] = place >= np.repeat(np.broadcast_to(skip, len(lengths)), lengths)
         if segment is not None:
             segment.reshape(-1)[slots] = np.concatenate(segments)
-    return TokenBatch(token_ids, sentence, position, pooled, sentences, segment)
+    key_sentence = None if marks is None else sentence.copy()
+    if total and key_sentence is not None:
+        mark = np.concatenate(marks)
+        pooled.reshape(-1)[slots] &= mark & UNPOOLED == 0
+        key_sentence.reshape(-1)[slots[mark & UNSEEN > 0]] = sentences
+    return TokenBatch(token_ids, sentence, position, pooled, sentences, segment, key_sentence)

@@ -213,7 +213,8 @@ class BatchMaker:
             columns = columns[:1] if name == "query" else columns[1:]
         ids: list[list[Ids | None]] = [[None] * len(rows) for _ in columns]
         segments: list[list[Ids | None]] = [[None] * len(rows) for _ in columns]
-        typed = False
+        marks: list[list[Ids | None]] = [[None] * len(rows) for _ in columns]
+        typed = marked = False
         skip = np.zeros((len(columns), len(rows)), np.int64)
         for source in np.unique(which).tolist():
             tokenizer, prompts = self.tokenizers[source][name], self.sources[source].prompts
@@ -237,6 +238,9 @@ class BatchMaker:
                 typed |= tokenized.segments is not None
                 for place, types in zip(places, tokenized.segments or (), strict=False):
                     segments[position][place] = types
+                marked |= tokenized.marks is not None
+                for place, of_text in zip(places, tokenized.marks or (), strict=False):
+                    marks[position][place] = of_text
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
@@ -251,6 +255,7 @@ class BatchMaker:
                 order=order,
                 skip=skip,
                 segments=segments if typed else None,
+                marks=marks if marked else None,
                 shares=self.shares,
             )
         except RowsError as error:

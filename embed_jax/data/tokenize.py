@@ -28,12 +28,15 @@ class TokenizedTexts:
         skip: the number of each text's leading tokens that belong to a prompt and are not pooled.
         truncated: the number of texts that were cut at the tokenizer's limit.
         segments: token types, an int32 array per text; None: all are 0.
+        marks: marks of the tokens (`pack.UNPOOLED` and `pack.UNSEEN`), an array per text; None: no
+            token has any.
     """
 
     ids: list[Int[np.ndarray, " _"]]
     skip: int
     truncated: int
     segments: list[Int[np.ndarray, " _"]] | None = None
+    marks: list[Int[np.ndarray, " _"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,11 @@ SHORTEST_ROW = 16  # slots
 
 
 def pack_window(
-    ids: Sequence[Ids], skip: int, batch_tokens: int, segments: Sequence[Ids] | None = None
+    ids: Sequence[Ids],
+    skip: int,
+    batch_tokens: int,
+    segments: Sequence[Ids] | None = None,
+    marks: Sequence[Ids] | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], TokenBatch]]:
     """Packs texts into batches of few different shapes.
 
@@ -29,6 +33,7 @@ def pack_window(
         skip: the number of leading tokens that don't count towards pooling.
         batch_tokens: the number of slots of a batch.
         segments: token types of each text; see `pack_sentences`.
+        marks: marks of each text's tokens; see `pack_sentences`.
 
     Yields:
         The indices of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is
@@ -61,6 +66,7 @@ def pack_window(
             row_length=int(row_length),
             skip=skip,
             segments=None if segments is None else [segments[number] for number in chosen],
+            marks=None if marks is None else [marks[number] for number in chosen],
         )
         used = int(np.sum((packed.sentence < packed.sentences).any(axis=1)))
         start = 0
@@ -109,16 +115,19 @@ def _take_rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBat
         result[: stop - start] = leaf[start:stop]
         return result
 
-    number = np.full(shape, sentences, np.int32)
-    number[: stop - start] = np.unique(packed.sentence[start:stop], return_inverse=True)[1].reshape(
-        -1, shape[1]
-    )
-    number[: stop - start][packed.sentence[start:stop] == packed.sentences] = sentences
+    present = np.unique(packed.sentence[start:stop])
+
+    def renumber(leaf):
+        result = pad(leaf, packed.sentences)
+        number = np.searchsorted(present, result).astype(np.int32)
+        return np.where(result == packed.sentences, sentences, number).astype(np.int32)
+
     return TokenBatch(
         token_ids=pad(packed.token_ids, 0),
-        sentence=number,
+        sentence=renumber(packed.sentence),
         position=pad(packed.position, 0),
         pooled=pad(packed.pooled, False),
         sentences=sentences,
         segment=None if packed.segment is None else pad(packed.segment, 0),
+        key_sentence=None if packed.key_sentence is None else renumber(packed.key_sentence),
     )

@@ -21,6 +21,7 @@ def sentence_bias(
     sentence: Int[AnyArray, "R T"],
     position: Int[AnyArray, "R T"] | None = None,
     *,
+    key_sentence: Int[AnyArray, "R T"] | None = None,
     causal: bool = False,
     window: int = 0,
 ) -> Float[Array, "R 1 T T"]:
@@ -37,10 +38,12 @@ def sentence_bias(
     Args:
         sentence: each slot's sentence id.
         position: each token's position in its sentence; needed for `causal` and `window`.
+        key_sentence: the sentence whose tokens see each slot, see TokenBatch; None: `sentence`.
         causal: whether a token sees only itself and the tokens before it.
         window: a token sees only tokens at a distance below this; 0: at any distance.
     """
-    seen = sentence[:, :, None] == sentence[:, None, :]
+    keys = sentence if key_sentence is None else key_sentence
+    seen = sentence[:, :, None] == keys[:, None, :]
     if causal or window:
         assert position is not None, "`causal` and `window` need the positions"
         back = position[:, :, None] - position[:, None, :]

@@ -112,7 +112,7 @@ class Bert(Stack):
         embeddings_key, layer_keys = self.split(key)
         places = self.places(tokens, key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
-        bias = sentence_bias(tokens.sentence)
+        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
         if config.relative_buckets:
             table = self.param(
                 "relative_bias",

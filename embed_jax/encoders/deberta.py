@@ -143,7 +143,8 @@ class Deberta(Stack):
             tokens.token_ids.shape[1],
             bool(config.position_buckets),
         )
-        shared = sentence_bias(tokens.sentence), distances[start:stop], rows, places
+        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
+        shared = bias, distances[start:stop], rows, places
         return self.scan(Layer, hidden, layer_keys, *shared, every_layer=every_layer)
 
 

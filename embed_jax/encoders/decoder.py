@@ -164,7 +164,13 @@ def _view(config: DecoderConfig, kind: str, tokens: TokenBatch) -> View:
         (config.window, config.local_rope or config.rope) if kind == SLIDING else (0, config.rope)
     )
     return View(
-        bias=sentence_bias(tokens.sentence, tokens.position, causal=config.causal, window=window),
+        bias=sentence_bias(
+            tokens.sentence,
+            tokens.position,
+            key_sentence=tokens.key_sentence,
+            causal=config.causal,
+            window=window,
+        ),
         turns=rope_rotation(tokens.position, config.head_size, rope),
     )
 

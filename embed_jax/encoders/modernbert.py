@@ -144,7 +144,9 @@ def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
         else (0, config.rope_theta)
     )
     return View(
-        bias=sentence_bias(tokens.sentence, tokens.position, window=window),
+        bias=sentence_bias(
+            tokens.sentence, tokens.position, key_sentence=tokens.key_sentence, window=window
+        ),
         turns=rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(theta)),
     )
 

@@ -101,7 +101,7 @@ class Nomic(Stack):
         embeddings_key, layer_keys = self.split(key)
         places = self.places(tokens, key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
-        bias = sentence_bias(tokens.sentence)
+        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
         turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, config.rope)
         return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
 

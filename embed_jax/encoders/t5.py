@@ -97,7 +97,7 @@ class T5(Stack):
         shape = (config.relative_buckets, config.num_heads)
         stddev = config.initializer_factor * config.hidden_size**-0.5
         table = self.param("relative_bias", nn.initializers.normal(stddev), shape)
-        bias = sentence_bias(tokens.sentence) + relative_bias(
+        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence) + relative_bias(
             table, tokens.position, config.relative_distance
         )
         hidden = self.scan(Layer, hidden, layer_keys, bias, places, every_layer=every_layer)
