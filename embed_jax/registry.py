@@ -96,6 +96,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "cosine": "embed_jax.scores:COSINE",
         "dot": "embed_jax.scores:DOT",
         "logit": "embed_jax.scores:LOGIT",
+        "maxsim": "embed_jax.maxsim:MAXSIM",
+        "mean_maxsim": "embed_jax.maxsim:MEAN_MAXSIM",
     },
     "token_objective": {
         "mlm": "embed_jax.encoders.token_objectives:mlm",

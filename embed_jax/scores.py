@@ -189,6 +189,7 @@ def pair_score(
     name: str,
     pair: Callable[[Any, Any], Float[Array, ""]],
     *,
+    matrix: Callable[[Any, Any], Float[Array, "q n"]] | None = None,
     prepare: Callable[[Any], Any] = lambda embeddings: embeddings,
     numbers: Callable[[Any, Any], int] = lambda queries, documents: 1,
     symmetric: bool = False,
@@ -196,12 +197,11 @@ def pair_score(
 ) -> Score:
     """Makes a score from a function of one query's and one document's embedding.
 
-    The function is mapped over all pairs.
-
     Args:
         name: for messages.
         pair: `(query, document) -> scalar`, the trees without the axis of texts. It must be finite,
             with a finite gradient, for any texts, those without tokens too.
+        matrix: `(queries, documents) -> scores` of all pairs; None: `pair` is mapped over them.
         prepare: `embeddings [n, ...] -> tree [n, ...]`, such as tokens made length 1.
         numbers: see `Score`.
         symmetric: see `Score`.
@@ -214,7 +214,7 @@ def pair_score(
     [[1. 1.]
      [0. 0.]]
     """
-    all_pairs = jax.vmap(jax.vmap(pair, in_axes=(None, 0)), in_axes=(0, None))
+    all_pairs = matrix or jax.vmap(jax.vmap(pair, in_axes=(None, 0)), in_axes=(0, None))
 
     def prepare_prefixes(embeddings: Any, dims: tuple[int, ...]) -> tuple[Any, ...]:
         if not dims:

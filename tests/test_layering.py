@@ -21,6 +21,7 @@ STEPS = (
     + ("config", "config_fields", "config_rules", "config_file")
     + ("registry", "runtime", "vectors", "public", "packaged"),
     ("remote", "scores", "pair_scores", "world"),
+    ("maxsim",),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options", "embedding_model"),
     ("sentence", "cross_encoder", "catalogue"),

@@ -16,12 +16,13 @@ from embed_jax.losses.base import bind
 from embed_jax.losses.compose import symmetric
 from embed_jax.losses.expression import build_loss
 from embed_jax.losses.nested import matryoshka
+from embed_jax.maxsim import MAXSIM
 from embed_jax.parallel import tiled, world
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, split_groups
 from embed_jax.parallel.queue import advance, init_queue, queue_columns, queue_entries
 from embed_jax.parallel.world import device_world, local_world
-from embed_jax.scores import COSINE, DOT, find_score, pair_score
+from embed_jax.scores import COSINE, DOT, find_score
 from embed_jax.types import Batch, Encoder, TokenBatch
 from embed_jax.vectors import normalize
 from embed_jax.world import LocalWorld, make_columns
@@ -29,29 +30,6 @@ from embed_jax.world import LocalWorld, make_columns
 BATCH, DIM, LENGTHS, DEVICES = 8, 4, (3, 7, 7), 4
 # Compiling is most of the time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def maxsim_of(query, document):
-    """Sums each query token's largest product with a token of the document.
-
-    The score is 0 for a document without tokens.
-    """
-    products = jnp.matmul(query["tokens"], document["tokens"].T, precision="highest")
-    products = jnp.where(document["mask"][None], products, -jnp.inf)
-    best = jnp.where(jnp.any(document["mask"]), jnp.max(products, axis=1), 0.0)
-    return jnp.sum(jnp.where(query["mask"], best, 0.0))
-
-
-def unit_tokens(embeddings):
-    return {**embeddings, "tokens": normalize(embeddings["tokens"])}
-
-
-MAXSIM = pair_score(
-    "maxsim",
-    maxsim_of,
-    prepare=unit_tokens,
-    numbers=lambda queries, documents: queries["mask"].shape[1] * documents["mask"].shape[1],
-)
 
 
 def token_columns():
@@ -65,7 +43,7 @@ def token_columns():
         mask = np.arange(length) < rng.integers(1, length + 1, BATCH)[:, None]
         mask[2] &= column != 2
         tokens = rng.normal(size=(BATCH, length, DIM)).astype(np.float32)
-        columns.append({"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)})
+        columns.append({"tokens": normalize(tokens), "mask": jnp.asarray(mask)})
     guide = jnp.asarray(rng.normal(size=(3, BATCH, 5)).astype(np.float32))
     score = jnp.asarray(rng.normal(size=(BATCH, 2)).astype(np.float32))
     return make_columns(columns, guide=guide, score=score)
@@ -76,19 +54,14 @@ def scores_by_loops(columns):
     tokens = [np.asarray(column["tokens"], np.float64) for column in columns.embeddings]
     masks = [np.asarray(column["mask"]) for column in columns.embeddings]
 
-    def unit(column, example):
-        rows = [
-            row
-            for row, there in zip(tokens[column][example], masks[column][example], strict=True)
-            if there
-        ]
-        return [row / np.linalg.norm(row) for row in rows]
+    def present(column, example):
+        pairs = zip(tokens[column][example], masks[column][example], strict=True)
+        return [token for token, there in pairs if there]
 
     def score(query, document):
-        others = unit(*document)
-        return (
-            sum(max(token @ other for other in others) for token in unit(*query)) if others else 0.0
-        )
+        others = present(*document)
+        best = [max(token @ other for other in others) for token in present(*query) if others]
+        return sum(best)
 
     return score
 
@@ -347,7 +320,7 @@ def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form)
 
 
 def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
-    """The number of products of tokens counts, not the number of pairs."""
+    """The number of query tokens counts, not the number of pairs."""
     chosen = []
     for name in ("reduce_dense", "reduce_tiled"):
         function = getattr(world, name)
@@ -358,7 +331,7 @@ def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
         )
     columns = token_columns()
     pairs = BATCH * 2 * BATCH
-    for limit, expected in ((pairs * 21, "reduce_dense"), (pairs * 21 - 1, "reduce_tiled")):
+    for limit, expected in ((pairs * 3, "reduce_dense"), (pairs * 3 - 1, "reduce_tiled")):
         monkeypatch.setattr(world, "DENSE_NUMBERS", limit)
         jax.eval_shape(lambda: EVERY["info_nce"].on_world(columns, local_world(columns), {})[0])
         assert chosen.pop() == expected
@@ -404,8 +377,8 @@ def test_prefixes_of_tokens_are_those_of_short_tokens():
     result = values_of(matryoshka(plain, dims="4,2"), columns)
     expected = 0.0
     for size in (4, 2):
-        short = with_tokens(columns, [tokens[..., :size] for tokens in tokens_of(columns)])
-        expected += values_of(plain, short)
+        short = [normalize(tokens[..., :size]) for tokens in tokens_of(columns)]
+        expected += values_of(plain, with_tokens(columns, short))
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
