@@ -7,7 +7,8 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 DEBUG_VARIABLE = "EMBED_JAX_DEBUG"
 PACKAGE = os.path.dirname(__file__) + os.sep
@@ -51,6 +52,19 @@ class EmbedJaxWarning(UserWarning):
 
 class RunError(RuntimeError):
     """The work itself failed: a NaN loss, a full disk, a lost host. Exit status 1."""
+
+
+def first_difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Returns the first setting that differs, in words; "" if all are equal.
+
+    >>> first_difference({"model": "a", "dim": 8}, {"model": "b", "dim": 8})
+    "model was 'a', is 'b'"
+    """
+    for name in (*current, *stored):
+        before, now = stored.get(name), current.get(name)
+        if before != now:
+            return f"{name} was {before!r}, is {now!r}"
+    return ""
 
 
 def warn(message: str) -> None:

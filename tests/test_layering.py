@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know
 # each other.
 STEPS = (
-    ("errors", "atomic", "journal", "types")
+    ("errors", "atomic", "journal", "snapshots", "types")
     + ("config", "config_fields", "config_rules", "config_file")
     + ("registry", "runtime", "vectors", "public", "packaged"),
     ("remote", "scores", "pair_scores", "world"),

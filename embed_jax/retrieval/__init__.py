@@ -1,4 +1,4 @@
-"""Search: BM25, exact, approximate and compressed nearest neighbours, mining of hard negatives.
+"""Search: BM25, exact, approximate, compressed and multi-vector; mining of hard negatives.
 
     from embed_jax import retrieval
 
@@ -27,6 +27,7 @@ _MODULES = {
     "compressed": ("CompressedIndex",),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
     "mine": ("Mining", "mine_negatives", "mine_records"),
+    "multi_vector": ("MultiVectorIndex", "build_multi_vector", "open_multi_vector"),
     "passages": ("passage_search", "split_passages"),
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.atomic import replaced
-from embed_jax.errors import InputError, RunError
+from embed_jax.errors import InputError, RunError, first_difference
 from embed_jax.journal import Journal, whole_lines
 from embed_jax.types import QueryPassage
 
@@ -125,7 +125,7 @@ class ScoreStore:
     def _read_line(self, line_number: int, line: bytes) -> None:
         if line_number == 1:
             header = _parse_header(self.path, line)
-            if difference := _difference(header["teacher"], self._header["teacher"]):
+            if difference := first_difference(header["teacher"], self._header["teacher"]):
                 raise InputError(
                     f"{self.path}: scores of another teacher, {header['name']!r}: {difference}; "
                     "name another file"
@@ -218,12 +218,3 @@ def _parse_scores(path: Path, line_number: int, line: bytes) -> dict[bytes, floa
     if not all(map(math.isfinite, values.values())):
         raise InputError(f"{path}:{line_number}: a score that is not finite")
     return values
-
-
-def _difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Returns the first setting that differs, in words; "" if all are equal."""
-    for name in (*current, *stored):
-        before, now = stored.get(name), current.get(name)
-        if before != now:
-            return f"{name} was {before!r}, is {now!r}"
-    return ""

@@ -1,0 +1,163 @@
+"""Documents on their way into a multi-vector index: checked, and read twice from one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float16
+
+from embed_jax.errors import InputError
+from embed_jax.retrieval.residual_codec import HELD_OUT, POINTS, ResidualCodec, train_codec
+
+Tokens = Float[Any, "_ _"]  # of NumPy or JAX: importing JAX would take longer than a small write
+TokenDocument = tuple[str, Tokens] | tuple[str, Tokens, str]
+"""The id, the token embeddings and perhaps the text of a document."""
+ShowProgress = Callable[[str, int], None]
+
+
+def no_progress(stage: str, documents: int) -> None:
+    """Shows nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexEntry:
+    """A document of an index.
+
+    Attributes:
+        id: any string.
+        tokens: embeddings of length 1, in float16.
+        text_hash: of its text; "" if the text is not known.
+    """
+
+    id: str
+    tokens: Float16[np.ndarray, "n d"]
+    text_hash: str = ""
+
+
+def hash_of(text: str) -> str:
+    """Returns 32 characters that identify a text.
+
+    >>> hash_of("a")
+    '27c35e6e9373877f29e562464e46497e'
+    """
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def check_tokens(where: str, tokens: Any, dim: int | None) -> Float[np.ndarray, "n d"]:
+    """Returns token embeddings in float32.
+
+    Args:
+        where: begins the message.
+        tokens: `[n, d]`.
+        dim: d; None: any.
+
+    Raises:
+        InputError: they are of another shape or dimension, or not finite.
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 2 or array.dtype.kind not in "fV":  # V: bfloat16
+        raise InputError(
+            f"{where}: expected floating-point numbers [tokens, dimension], found {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if dim is not None and array.shape[1] != dim:
+        raise InputError(f"{where}: of {array.shape[1]} dimensions, the index has {dim}")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{where}: a number that is not finite")
+    return array
+
+
+def checked_documents(documents: Iterable[TokenDocument], dim: int | None) -> Iterator[IndexEntry]:
+    """Yields documents with tokens of length 1."""
+    for name, tokens, *texts in documents:
+        if not isinstance(name, str):
+            raise InputError(f"document {name!r}: expected a string as its id")
+        array = check_tokens(f"document {name!r}", tokens, dim)
+        dim = array.shape[1]
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        if not norms.all():
+            raise InputError(f"document {name!r}: token {int(np.argmin(norms))} is a zero vector")
+        text_hash = hash_of(texts[0]) if texts else ""
+        yield IndexEntry(name, (array / norms).astype(np.float16), text_hash)
+
+
+def distinct_documents(
+    entries: Iterable[IndexEntry], stored: Collection[str], *, is_update: bool = False
+) -> Iterator[IndexEntry]:
+    """Yields documents, whose ids must be new, or stored for an update, and come once."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            raise InputError(f"document {entry.id!r} comes twice")
+        if is_update and entry.id not in stored:
+            raise InputError(f"document {entry.id!r} is not in the index; add it")
+        if not is_update and entry.id in stored:
+            raise InputError(f"document {entry.id!r} is in the index already; update it")
+        seen.add(entry.id)
+        yield entry
+
+
+class Spool:
+    """Documents in a file, from which centroids can be learnt before they are read again."""
+
+    def __init__(self, file: Path, entries: Iterable[IndexEntry], progress: ShowProgress):
+        """Writes all documents to the file, in float16."""
+        self._file = file
+        self._names: list[tuple[str, str]] = []
+        lengths: list[int] = []
+        self._dim = 0
+        with file.open("wb") as stream:
+            for entry in entries:
+                stream.write(np.ascontiguousarray(entry.tokens).data)
+                self._names.append((entry.id, entry.text_hash))
+                lengths.append(len(entry.tokens))
+                self._dim = entry.tokens.shape[1]
+                if len(lengths) % 1024 == 0:
+                    progress("read", 1024)
+        progress("read", len(lengths) % 1024)
+        self._lengths = np.array(lengths, np.int64)
+
+    def train(self, bits: int, partitions: int | None, seed: int) -> ResidualCodec:
+        """Learns a codec from documents drawn at random; see `train_codec`.
+
+        Raises:
+            InputError: there is no token; by `train_codec`.
+        """
+        total = int(self._lengths.sum())
+        if not total:
+            what = "documents without tokens only" if len(self._names) else "no documents"
+            raise InputError(f"{what}: nothing to index")
+        # What `train_codec` makes of `tokens`, or fewer.
+        clusters = partitions or 2 ** int(np.log2(16 * np.sqrt(total)))
+        limit = clusters * POINTS + HELD_OUT
+        ends = np.cumsum(self._lengths)
+        order = np.random.default_rng(seed).permutation(len(ends))
+        chosen = order[: int(np.searchsorted(np.cumsum(self._lengths[order]), limit)) + 1]
+        sample = np.empty((int(self._lengths[chosen].sum()), self._dim), np.float32)
+        source, done = self._open(), 0
+        for row in chosen:
+            length = int(self._lengths[row])
+            sample[done : done + length] = source[ends[row] - length : ends[row]]
+            done += length
+        return train_codec(sample, bits, tokens=total, partitions=partitions, seed=seed)
+
+    def __iter__(self) -> Iterator[IndexEntry]:
+        end = 0
+        for position, ((name, text_hash), length) in enumerate(
+            zip(self._names, self._lengths.tolist(), strict=True)
+        ):
+            if position % 1024 == 0:
+                # Mapped anew: pages of a mapping that was let go do not count as memory.
+                source = self._open()
+            yield IndexEntry(name, np.array(source[end : end + length]), text_hash)
+            end += length
+
+    def _open(self) -> np.ndarray:
+        shape = int(self._lengths.sum()), self._dim
+        return np.memmap(self._file, np.float16, "r", shape=shape)
