@@ -113,7 +113,7 @@ def recover(path, number, log):
 
 
 def main(path, kills):
-    log, found = path.with_suffix(".log"), path.with_suffix(".found")
+    log, state_file = path.with_suffix(".log"), path.with_suffix(".found")
     rng, midst, first = random.Random(0), 0, 0
     for _ in range(kills):
         log.write_text("")
@@ -127,9 +127,9 @@ def main(path, kills):
         action, number = lines[-1].split()
         midst += action == "start"
         number = int(number)
-        child = in_child(recover, path, number, found)
+        child = in_child(recover, path, number, state_file)
         assert os.waitpid(child, 0)[1] == 0, "the index is in no state that it should be in"
-        first = int(found.read_text())
+        first = int(state_file.read_text())
         assert first == number + 1 or action == "start", "a finished write is gone"
     print(json.dumps({"kills": kills, "in the midst": midst, "operations": first}))
     child = in_child(write_one, path, first)  # the next writer tidies up

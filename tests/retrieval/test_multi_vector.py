@@ -58,8 +58,8 @@ def exact(queries, documents, k):
     return runs
 
 
-def assert_same(found, expected, atol):
-    for run, other in zip(found, expected, strict=True):
+def assert_same(runs, expected, atol):
+    for run, other in zip(runs, expected, strict=True):
         assert list(run) == list(other)
         np.testing.assert_allclose(list(run.values()), list(other.values()), atol=atol)
 
@@ -85,10 +85,8 @@ def test_more_probes_and_candidates_find_more(tmp_path, codecs):
     expected = search_all(index)
 
     def recall(**options):
-        found = index.search(QUERIES, 10, **options)
-        return np.mean(
-            [len(a.keys() & b.keys()) / 10 for a, b in zip(found, expected, strict=True)]
-        )
+        runs = index.search(QUERIES, 10, **options)
+        return np.mean([len(a.keys() & b.keys()) / 10 for a, b in zip(runs, expected, strict=True)])
 
     by_probes = [recall(probes=probes) for probes in (1, 2, 4, 16, 10**6)]
     assert by_probes == sorted(by_probes) and by_probes[-1] == 1.0 > by_probes[0]
@@ -178,14 +176,14 @@ def test_documents_without_tokens_and_filters(tmp_path, codecs):
     allowed = {"d3", "d77", "d140", "empty", "unknown"}
     # Few are scored whatever their estimates; of many those that centroids lead to.
     for options in ({"probes": 1}, {"probes": 10**6, "candidates": 2}):
-        found = index.search(QUERIES, 2, allowed=allowed, **options)
+        runs = index.search(QUERIES, 2, allowed=allowed, **options)
         expected = [
             dict([item for item in run.items() if item[0] in allowed][:2]) for run in everything
         ]
         if "candidates" in options:
-            assert all(run.keys() < allowed for run in found)
+            assert all(run.keys() < allowed for run in runs)
         else:
-            assert_same(found, expected, 1e-5)
+            assert_same(runs, expected, 1e-5)
     index.delete([name for name, _ in documents])
     assert len(index) == 0 and index.search(QUERIES[:1], 3) == [{}]
     index.add(DOCUMENTS[:2])
@@ -278,9 +276,9 @@ def test_fast_plaid_opens_the_index_and_finds_the_same(tmp_path, bits):
         check=True,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    peer_runs = json.loads(done.stdout.splitlines()[-1])
     ours = index.search(queries, 10)
-    for run, other in zip(ours, theirs, strict=True):
+    for run, other in zip(ours, peer_runs, strict=True):
         scores = {index.ids[position]: score for position, score in other}
         assert len(scores.keys() & run.keys()) >= 9  # half precision swaps near scores
         for name in scores.keys() & run.keys():
