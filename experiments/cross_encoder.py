@@ -18,7 +18,10 @@ from embed_jax.data.pairs import SearchTask
 from embed_jax.data.pipeline import RecordSource, count_columns
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import exit_with_one_line, require
-from embed_jax.evals.shortlist import Shortlist, format_report, make_shortlist, write_report
+from embed_jax.evals.report import format_table, systems_table
+from embed_jax.evals.retrieval import make_retrieval_task
+from embed_jax.evals.suite import Entry, named
+from embed_jax.evals.two_stages import Shortlist, compare_stages, make_shortlist
 from embed_jax.losses.base import Loss
 from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.retrieval.bm25 import bm25_search
@@ -63,10 +66,15 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
     # Afterwards, once, on test: the first stage, and the reranker over it.
     if result.finished and "test" in shortlists:
         model = load_cross_encoder(workdir / "model")
-        report = shortlists["test"].report(BoundCrossEncoder(model))
-        say(format_report(report))
+        data = config.eval.retrieval or config.data.train
+        split = config.eval.test_split or "test"
+        entry = Entry("retrieval", data, split, named("retrieval", data, split))
+        stages = compare_stages(
+            entry, shortlists["test"], BoundCrossEncoder(model), workdir.resolve().name
+        )
+        say(format_table(*systems_table([stages.first, stages.reranked])), stages.summary())
         if is_first_host():
-            write_report(report, workdir)
+            stages.write(workdir / "reranking.json")
     return result
 
 
@@ -100,13 +108,10 @@ def shortlist(config: Experiment, task: SearchTask) -> Shortlist:
     if name != "bm25":
         model = load_sentence_encoder(name)
         search = functools.partial(dense_search, model.encode_query, model.encode_document)
-    return make_shortlist(
-        task,
-        depth=config.eval.depth,
-        search=search,
-        name=name,
-        ignore_identical_ids=config.eval.ignore_identical_ids,
+    retrieval_task = make_retrieval_task(
+        task, ignore_identical_ids=config.eval.ignore_identical_ids
     )
+    return make_shortlist(retrieval_task, search, name, depth=config.eval.depth)
 
 
 def main() -> None:

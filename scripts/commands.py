@@ -94,11 +94,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
                 table.add_row(*row)
             Console().print(table)
             return
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    from embed_jax.evals.report import format_table
+
+    print(format_table(columns, rows))
 
 
 def check_picture(parser: Parser, option: str, path: Path | None) -> None:

@@ -20,6 +20,7 @@ _MODULES = {
     "metrics": (
         "average_precision",
         "bootstrap_interval",
+        "calibration_error",
         "metric_intervals",
         "mrr",
         "ndcg",

@@ -13,6 +13,7 @@ import numpy as np
 from embed_jax.atomic import replaced, write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import mean_interval
+from embed_jax.evals.report import format_score, format_table
 from embed_jax.evals.retrieval import (
     Qrels,
     RetrievalResult,
@@ -65,17 +66,19 @@ class Comparison:
 
     def table(self) -> str:
         """Formats means with 95 % intervals, a row for each search."""
-        rows = [f"{len(self.queries)} queries, {len(self.corpus)} documents"]
-        rows.append(f"{'':8}" + "".join(f"{name:>24}" for name in SHOWN))
-        for name, result in self.results.items():
-            intervals = self.intervals[name]
-            cells = (
-                f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, "
-                f"{intervals[metric][1]:.3f}]"
-                for metric in SHOWN
-            )
-            rows.append(f"{name:8}" + "".join(f"{cell:>24}" for cell in cells))
-        return "\n".join([*rows, *filter(None, [small_corpus(len(self.corpus), DEPTH)])])
+        rows = [
+            [
+                name,
+                *(
+                    format_score(result.metrics[metric], self.intervals[name][metric])
+                    for metric in SHOWN
+                ),
+            ]
+            for name, result in self.results.items()
+        ]
+        lines = [f"{len(self.queries)} queries, {len(self.corpus)} documents"]
+        lines += [format_table(["", *SHOWN], rows)]
+        return "\n".join([*lines, *filter(None, [small_corpus(len(self.corpus), DEPTH)])])
 
     def verdict(self) -> str:
         """Says in one sentence: adopt the new model or not, and why."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError, require
+from embed_jax.evals.report import format_score
 from embed_jax.evals.results import TaskResult, read_results
 from embed_jax.evals.significance import seed_summary
 
@@ -157,7 +158,7 @@ def cell(result: TaskResult) -> str:
     if math.isnan(outcome.score):
         return "undefined"
     low, high = outcome.intervals.get(outcome.main, (math.nan, math.nan))
-    return f"{outcome.score:.4f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+    return format_score(outcome.score, None if math.isnan(low) else (low, high))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from embed_jax.errors import InputError
+
 
 def pearson(a: Num[np.ndarray, " N"], b: Num[np.ndarray, " N"]) -> float:
     """Pearson's correlation; nan if one side is constant or there are fewer than two values."""
@@ -81,6 +83,41 @@ RANKING_METRICS: Mapping[str, Callable[..., np.ndarray]] = {
     "recall": recall,
     "map": average_precision,
 }
+
+
+def calibration_error(
+    probabilities: Sequence[float] | Float[np.ndarray, " N"],
+    labels: Sequence[int] | Float[np.ndarray, " N"],
+    *,
+    bins: int = 15,
+) -> float:
+    """Computes the expected calibration error of scores that are to be probabilities.
+
+    sum_b (n_b / N) |mean label - mean probability| over `bins` bins of equal width (Guo et al.
+    2017, "On Calibration of Modern Neural Networks", eq. 3).
+
+    Args:
+        probabilities: from 0 to 1.
+        labels: 0 or 1.
+        bins: number of bins.
+
+    Raises:
+        InputError: for unequal lengths, no item, or a value outside 0 to 1.
+
+    >>> calibration_error([0.9, 0.9, 0.1, 0.1], [1, 1, 0, 0])
+    0.1
+    """
+    p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
+    if p.shape != y.shape or p.ndim != 1 or not len(p):
+        raise InputError(
+            f"calibration: expected as many labels as scores, found {p.shape} and {y.shape}"
+        )
+    for name, values in (("scores", p), ("labels", y)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise InputError(f"calibration: expected {name} from 0 to 1, found others")
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, weights=y - p, minlength=bins)
+    return round(float(np.abs(gaps).sum() / len(p)), 12)
 
 
 def bootstrap_interval(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.pairs import normal_form
+from embed_jax.data.pairs import SearchTask, normal_form
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.errors import InputError, warn
 from embed_jax.evals.metrics import RANKING_METRICS, mean_interval
@@ -73,40 +73,14 @@ def open_task(
         raise InputError(
             f"passage_words, passage_overlap: expected 0 or more, and less than it, found {sizes}"
         )
-    corpus, queries, qrels = open_retrieval_task(data, split)
-    check_qrels(corpus, queries, qrels)
-
-    def search(embed: Embed, depth: int) -> Run:
-        return search_task(
-            search_with(
-                embed,
-                functools.partial(Use, name, "Retrieval"),
-                similarity=similarity or embed.similarity,
-                passage_words=passage_words,
-                passage_overlap=passage_overlap,
-            ),
-            corpus,
-            queries,
-            qrels,
-            ks=[*ks, depth],
-            ignore_identical_ids=ignore_identical_ids,
-        )
-
-    def score(run: Run) -> Outcome:
-        main = 10 if 10 in ks else ks[0]
-        notes = list(filter(None, [small_corpus(len(corpus), main)]))
-        return mean_outcome(f"ndcg@{main}", score_run(run, qrels, ks=ks).per_query, notes=notes)
-
-    return RetrievalTask(
-        name,
-        "Retrieval",
-        "queries",
-        [(queries[query],) for query in qrels],
-        lambda embed: score(search(embed, max(ks))),
-        corpus=corpus,
-        queries=queries,
-        search=search,
-        score=score,
+    return make_retrieval_task(
+        open_retrieval_task(data, split),
+        name=name,
+        ks=ks,
+        similarity=similarity,
+        ignore_identical_ids=ignore_identical_ids,
+        passage_words=passage_words,
+        passage_overlap=passage_overlap,
     )
 
 
@@ -117,15 +91,85 @@ class RetrievalTask(Task):
     Attributes:
         corpus: documents by id.
         queries: queries by id.
-        search: finds each judged query's best documents, `(embed, depth) -> run`: at least as many
+        qrels: {query id: {document id: relevance}}.
+        search: finds each judged query's best documents, `(search, depth) -> run`: at least as many
             as the largest cut-off.
+        search_by: makes the search of a model from its embeddings.
         score: scores a run.
     """
 
     corpus: TextsById
     queries: TextsById
-    search: Callable[[Embed, int], Run]
+    qrels: Qrels
+    search: Callable[[SearchTexts, int], Run]
+    search_by: Callable[[Embed], SearchTexts]
     score: Callable[[Run], Outcome]
+
+
+def make_retrieval_task(
+    data: SearchTask,
+    *,
+    name: str = "",
+    ks: Sequence[int] = (10, 100),
+    similarity: str = "",
+    ignore_identical_ids: bool = False,
+    passage_words: int = 0,
+    passage_overlap: int = 0,
+) -> RetrievalTask:
+    """Makes a task of data that are read; see `open_task`.
+
+    Args:
+        data: corpus, queries and relevance judgements.
+        name: the task's name, in tables and for prompts made for it.
+        ks: cut-offs.
+        similarity: one of SIMILARITIES; the model's own if empty.
+        ignore_identical_ids: see `evaluate_retrieval`.
+        passage_words: see `open_task`.
+        passage_overlap: see `open_task`.
+
+    Raises:
+        InputError: see `check_qrels`.
+    """
+    corpus, queries, qrels = data
+    check_qrels(corpus, queries, qrels)
+
+    def search(search_texts: SearchTexts, depth: int) -> Run:
+        return search_task(
+            search_texts,
+            corpus,
+            queries,
+            qrels,
+            ks=[*ks, depth],
+            ignore_identical_ids=ignore_identical_ids,
+        )
+
+    def search_by(embed: Embed) -> SearchTexts:
+        return search_with(
+            embed,
+            functools.partial(Use, name, "Retrieval"),
+            similarity=similarity or embed.similarity,
+            passage_words=passage_words,
+            passage_overlap=passage_overlap,
+        )
+
+    def score(run: Run) -> Outcome:
+        main = 10 if 10 in ks else min(ks)
+        notes = list(filter(None, [small_corpus(len(corpus), main)]))
+        return mean_outcome(f"ndcg@{main}", score_run(run, qrels, ks=ks).per_query, notes=notes)
+
+    return RetrievalTask(
+        name,
+        "Retrieval",
+        "queries",
+        [(queries[query],) for query in qrels],
+        lambda embed: score(search(search_by(embed), max(ks))),
+        corpus=corpus,
+        queries=queries,
+        qrels=qrels,
+        search=search,
+        search_by=search_by,
+        score=score,
+    )
 
 
 def search_with(

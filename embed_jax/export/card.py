@@ -366,23 +366,27 @@ def _describe_evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | No
 
 
 def _describe_reranking(report: Mapping[str, Any]) -> list[str]:
-    """Returns the paragraphs of reranking.json: each order of the shortlist, and the gain."""
-    orders = {
-        name: scores
-        for name, scores in report.items()
-        if isinstance(scores, dict) and name != "gain"
-    }
-    metrics = list(next(iter(orders.values()), ()))
+    """Returns the paragraphs of reranking.json: the scores of both stages, and the gain."""
+    first = report["first_stage"]
     rows = [
-        (name, *(f"{value:.4f} [{low:.4f}, {high:.4f}]" for value, low, high in scores.values()))
-        for name, scores in orders.items()
+        (
+            metric,
+            *(
+                f"{stage['metrics'][metric]:.4f} [{low:.4f}, {high:.4f}]"
+                for stage in (first, report)
+                for low, high in [stage["intervals"][metric]]
+            ),
+        )
+        for metric in report["intervals"]
     ]
     about = (
         f"On test, once, at the end of the training: the first {report['depth']} results of each "
-        f"of {report['queries']:,} queries, as the first stage has them and reranked "
-        f"({report['ms_per_query']:.1f} ms a query); in brackets the 95 % interval over queries:"
+        f"of {report['n']:,} queries, as the first stage has them and reranked "
+        f"({report['rerank_ms_per_query']:.1f} ms a query); in brackets the 95 % interval over "
+        "queries:"
     )
-    return [about, _table(("order", *metrics), rows), str(report["gain"]["verdict"])]
+    verdicts = [str(difference["verdict"]) for difference in report["differences"].values()]
+    return [about, _table(("metric", first["model"], "reranked"), rows), *verdicts]
 
 
 def _select_metrics(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,9 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates on each data set; prints a table and returns the results."""
+    from embed_jax.evals.report import data_sets_table, systems_table
     from embed_jax.evals.suite import evaluate
+    from embed_jax.evals.two_stages import compare_stages, make_shortlist, stages_as_json
 
     options = dict(option(setting) for setting in args.set)
     if args.task == "retrieval":
@@ -92,104 +95,40 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if line := embedders.published_line(model):
             print(f"published: {line}")
     about = describe_evaluation(args.task, args.model, args.data, args.split, model_options)
-    first_stage = []
+    stages = []
     if reranker is None:
         results = [
             evaluate(entry, args.model, system, task=task, training=training)
             for entry, task in zip(entries, tasks, strict=True)
         ]
     else:
-        first_stage, results = two_stage_results(
-            entries, tasks, system, reranker, depth=args.depth, training=training
-        )
-        about |= {"model": results[0].model, "reranker": args.rerank, "depth": args.depth}
+        for entry, task in zip(entries, tasks, strict=True):
+            shortlist = make_shortlist(task, task.search_by(system), system.name, depth=args.depth)
+            stages.append(
+                compare_stages(entry, shortlist, reranker, reranker.name, training=training)
+            )
+        results = [each.reranked for each in stages]
+        about |= {"model": results[0].model, "reranker": args.rerank}
+    first_stage = [each.first for each in stages]
     baseline = None
     if args.baseline:
-        baseline = bm25_results(args.data, args.split, args.k, args.ignore_identical_ids)
+        if len(tasks) > 1:
+            raise InputError("--baseline: expected a single data set")
+        baseline = bm25_result(entries[0], tasks[0])
     if len(results) == 1:
-        print_one([*first_stage, *results], args.data, baseline)
+        print(f"{args.data}: {len(results[0].outcome.items)} {results[0].unit}")
+        print_table(*systems_table([*first_stage, *results, *filter(None, [baseline])]))
     else:
         for several in filter(None, (first_stage, results)):
             if first_stage:
                 print(several[0].model)
-            print_several(several)
+            print_table(*data_sets_table(several))
     for result in results:
         for caution in result.cautions():
             print(f"{result.name}: {caution}")
-    content = as_json(about, results, baseline)
-    if first_stage:
-        content["first_stage"] = {"model": args.model, **scores_by_name(first_stage)}
-        content["differences"] = compare_stages(first_stage, results)
-    return content
-
-
-def two_stage_results(
-    entries: Sequence[Any],
-    tasks: Sequence[Any],
-    embed: Any,
-    reranker: Any,
-    *,
-    depth: int,
-    training: Callable[[], Any] | None,
-) -> tuple[list[TaskResult], list[TaskResult]]:
-    """Returns the results of each task by the first stage, and by both stages.
-
-    Args:
-        entries: the tasks' descriptions.
-        tasks: the tasks.
-        embed: the Embedder of the first stage.
-        reranker: the Reranker of the second.
-        depth: how many results of a query are reranked.
-        training: returns training texts.
-    """
-    from embed_jax.evals.suite import make_result
-    from embed_jax.evals.two_stages import evaluate_two_stages
-
-    first_stage, results = [], []
-    for entry, task in zip(entries, tasks, strict=True):
-        stages = evaluate_two_stages(task, embed, reranker, depth=depth)
-        search, reranking = stages.seconds
-        first_stage.append(make_result(entry, task, embed.name, stages.first, seconds=search))
-        details = {"rerank_ms_per_query": round(1000 * reranking / len(task.item_texts), 3)}
-        results.append(
-            make_result(
-                entry,
-                task,
-                f"{embed.name} + {reranker.name}",
-                stages.reranked,
-                seconds=search + reranking,
-                training=training,
-                details=details,
-            )
-        )
-    return first_stage, results
-
-
-def compare_stages(
-    first_stage: Sequence[TaskResult], results: Sequence[TaskResult]
-) -> dict[str, Any]:
-    """Prints the paired difference of each task's main score, and returns the figures by task."""
-    from embed_jax.evals.significance import compare_items, verdict
-
-    differences = {}
-    for before, after in zip(first_stage, results, strict=True):
-        difference = compare_items(after.outcome.items, before.outcome.items)
-        sentence = verdict(
-            difference.difference,
-            difference.p_value,
-            difference.interval,
-            a="reranked",
-            b="first stage",
-        )
-        took = after.details["rerank_ms_per_query"]
-        print(f"{after.name}: {after.outcome.main}: {sentence} Reranking: {took:.1f} ms a query.")
-        differences[after.name] = {
-            "metric": after.outcome.main,
-            "difference": difference.difference,
-            "interval": difference.interval,
-            "p": difference.p_value,
-        }
-    return differences
+    for each in stages:
+        print(each.summary())
+    return as_json(about, results, baseline) | (stages_as_json(stages) if stages else {})
 
 
 def task_entries(task: str, data: str, split: str, options: Mapping[str, Any]) -> list[Any]:
@@ -228,92 +167,26 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def print_one(results: Sequence[TaskResult], data: str, baseline: Any) -> None:
-    """Prints a table with a row per metric and a column per system, all on one data set."""
-    outcome = results[0].outcome
-    systems = {
-        result.model: (result.outcome.metrics, result.outcome.intervals) for result in results
-    }
-    if baseline:
-        systems["bm25"] = baseline.metrics, baseline.intervals()
-    print(f"{data}: {len(outcome.items)} {results[0].unit}")
-    print_table(
-        ["metric", *systems],
-        [
-            [
-                metric,
-                *(
-                    cell(metrics[metric], intervals.get(metric))
-                    for metrics, intervals in systems.values()
-                ),
-            ]
-            for metric in outcome.metrics
-        ],
-    )
-
-
-def print_several(results: Sequence[TaskResult]) -> None:
-    """Prints a row per data set, a column per metric with an interval, and the average."""
-    columns = list(
-        dict.fromkeys(metric for result in results for metric in result.outcome.intervals)
-    )
-    rows = [
-        [
-            result.name,
-            str(len(result.outcome.items)),
-            *(
-                cell(result.outcome.metrics.get(metric), result.outcome.intervals.get(metric))
-                for metric in columns
-            ),
-        ]
-        for result in results
-    ]
-    average = averages(results)
-    rows.append(["average", "", *(cell(average.get(metric), None) for metric in columns)])
-    print_table(["data", results[0].unit, *columns], rows)
-
-
-def averages(results: Sequence[TaskResult]) -> dict[str, float]:
-    """Returns means over data sets of the metrics for which all have an interval."""
-    import numpy as np
-
-    common = [
-        name
-        for name in results[0].outcome.intervals
-        if all(name in result.outcome.intervals for result in results)
-    ]
-    return {
-        name: float(np.mean([result.outcome.metrics[name] for result in results]))
-        for name in common
-    }
-
-
-def bm25_results(data: str, split: str, k: str, ignore_identical_ids: bool) -> Any:
-    """Returns the RetrievalResult of BM25 on the same data."""
-    from embed_jax.data.sources import open_retrieval_task
-    from embed_jax.evals.retrieval import cut_offs, evaluate_search
+def bm25_result(entry: Any, task: Any) -> TaskResult:
+    """Returns the result of BM25 on a retrieval task."""
+    from embed_jax.evals.suite import make_result
     from embed_jax.retrieval.bm25 import bm25_search
 
     require("bm25s")
-    if "," in data:
-        raise InputError("--baseline: expected a single data set")
-    task = open_retrieval_task(data, split)
-    return evaluate_search(
-        bm25_search, *task, ks=cut_offs(k), ignore_identical_ids=ignore_identical_ids
-    )
+    began = time.perf_counter()
+    outcome = task.score(task.search(bm25_search, 0))
+    return make_result(entry, task, "bm25", outcome, seconds=time.perf_counter() - began)
 
 
-def cell(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{value:.4f}"
-
-
-def as_json(about: dict[str, Any], results: Sequence[TaskResult], baseline: Any) -> dict[str, Any]:
+def as_json(
+    about: dict[str, Any], results: Sequence[TaskResult], baseline: TaskResult | None
+) -> dict[str, Any]:
     """Returns the content of --output.
 
     Scores are fractions, n counts items; metrics of several data sets are named DATA/METRIC.
     """
+    from embed_jax.evals.report import scores_by_name
+
     content = about
     if len(results) == 1:
         content = results[0].to_json() | content
@@ -322,26 +195,5 @@ def as_json(about: dict[str, Any], results: Sequence[TaskResult], baseline: Any)
             "n": sum(len(result.outcome.items) for result in results)
         }
     if baseline:
-        content["baseline"] = {
-            "name": "bm25",
-            "metrics": baseline.metrics,
-            "intervals": baseline.intervals(),
-        }
+        content["baseline"] = {"name": baseline.model, **scores_by_name([baseline])}
     return content
-
-
-def scores_by_name(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Returns "metrics" and "intervals": those of one data set, or DATA/METRIC with the average."""
-    if len(results) == 1:
-        outcome = results[0].outcome
-        return {"metrics": dict(outcome.metrics), "intervals": dict(outcome.intervals)}
-    scores: dict[str, dict[str, Any]] = {
-        part: {
-            f"{result.name}/{metric}": value
-            for result in results
-            for metric, value in getattr(result.outcome, part).items()
-        }
-        for part in ("metrics", "intervals")
-    }
-    scores["metrics"] |= {f"average/{name}": value for name, value in averages(results).items()}
-    return scores

@@ -333,22 +333,28 @@ def test_results_of_the_run_are_there_before_against_after(model, made_run):
 def test_a_cross_encoders_card_has_its_test_on_a_shortlist(tiny_cross_encoder, made_run):
     directory = made_run("run", loss__name="lambda_loss")
     report = {
-        "task": "reranking",
-        "queries": 300,
+        "task": "retrieval",
+        "model": "bm25 + run",
+        "n": 300,
         "depth": 50,
-        "ms_per_query": 12.34,
-        "bm25": {"ndcg@10": [0.5, 0.45, 0.55], "mrr@10": [0.25, 0.2, 0.3]},
-        "reranked": {"ndcg@10": [0.625, 0.6, 0.65], "mrr@10": [0.375, 0.3, 0.4]},
-        "gain": {"ndcg@10": 0.125, "verdict": "reranked is better than bm25: by a lot."},
+        "rerank_ms_per_query": 12.34,
+        "metrics": {"ndcg@10": 0.625, "mrr@10": 0.375},
+        "intervals": {"ndcg@10": [0.6, 0.65], "mrr@10": [0.3, 0.4]},
+        "first_stage": {
+            "model": "bm25",
+            "metrics": {"ndcg@10": 0.5, "mrr@10": 0.25},
+            "intervals": {"ndcg@10": [0.45, 0.55], "mrr@10": [0.2, 0.3]},
+        },
+        "differences": {"scifact": {"metric": "ndcg@10", "verdict": "reranked is better: a lot."}},
     }
     (directory / "reranking.json").write_text(json.dumps(report))
     model = load_cross_encoder(str(tiny_cross_encoder()))
     card = model_card(model, CardContent("org/model", run=read_run(directory)))
-    assert "| order | ndcg@10 | mrr@10 |" in card
-    assert "| bm25 | 0.5000 [0.4500, 0.5500] | 0.2500 [0.2000, 0.3000] |" in card
-    assert "| reranked | 0.6250 [0.6000, 0.6500] | 0.3750 [0.3000, 0.4000] |" in card
+    assert "| metric | bm25 | reranked |" in card
+    assert "| ndcg@10 | 0.5000 [0.4500, 0.5500] | 0.6250 [0.6000, 0.6500] |" in card
+    assert "| mrr@10 | 0.2500 [0.2000, 0.3000] | 0.3750 [0.3000, 0.4000] |" in card
     assert "first 50 results" in card and "300 queries" in card and "12.3 ms a query" in card
-    assert report["gain"]["verdict"] in card
+    assert "reranked is better: a lot." in card
     assert "| 1,234 |" in card and "`lambda_loss`" in card
     assert "model.rank(queries[0], passages)" in card and "CrossEncoder('org/model')" in card
     several = model_card(load_cross_encoder(str(tiny_cross_encoder(2))), CardContent("model"))
