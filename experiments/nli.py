@@ -59,9 +59,11 @@ def read_data(config: configs.Experiment) -> tuple[dict[str, RecordSource], Sequ
     if not config.data.validation_split:
         return trained, []
     ((name, only),) = sources.items()
-    held_out = read_validation(config.data)
     held_out = prepare_source(
-        dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation"
+        dataclasses.replace(only, records=read_validation(config.data)),
+        needs[name],
+        config.train.seed,
+        "validation",
     )
     return trained, held_out.records
 

@@ -263,7 +263,7 @@ def local_teacher(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[]
         if getattr(args, name) is not None:
             kind = "a cross-encoder" if crosses else "an embedding model"
             raise InputError(f"--{name.replace('_', '-')}: not for {args.model}, {kind}")
-    options = {
+    options: dict[str, Any] = {
         "max_length": args.max_length or 0,
         "compute_dtype": args.compute_dtype or "float32",
     }

@@ -22,12 +22,12 @@ PARENT = __package__.removesuffix("scripts")
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose usage errors are InputErrors; its texts name commands as they were started."""
 
-    def __init__(self, *args: Any, prog: str, **options: Any):
+    def __init__(self, *, prog: str, **options: Any):
         if sys.argv[0].startswith("embed-jax "):  # see embed_jax/__main__.py
             prog = installed_form(prog)
             for text in ("description", "epilog"):
                 options[text] = installed_form(options.get(text) or "")
-        super().__init__(*args, prog=prog, **options)
+        super().__init__(prog=prog, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -99,7 +99,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(format_table(columns, rows))
 
 
-def check_picture(parser: Parser, option: str, path: Path | None) -> None:
+def check_picture(parser: OneLineParser, option: str, path: Path | None) -> None:
     """Exits with a one-line error for a file name without a picture's ending."""
     if path and path.suffix not in PICTURES:
         parser.error(

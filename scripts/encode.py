@@ -171,7 +171,7 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     check_precision(args.precision, dim)
     calibration = read_calibration(args, dim)
     began = time.monotonic()
-    blocks = embed_input(args, model)
+    blocks: Iterable[Any] = embed_input(args, model)
     if calibration is None:
         calibration, blocks = calibrate_blocks(args.precision, blocks)
     codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
@@ -221,6 +221,7 @@ def read_calibration(args: argparse.Namespace, dim: int) -> Any:
 
     if args.calibration is None:
         return None
+    calibration: Any
     if args.calibration.suffix != ".npy":
         calibration = load_calibration(args.calibration)
     else:

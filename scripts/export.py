@@ -181,13 +181,13 @@ def export(args: argparse.Namespace) -> None:
     scores = tuple(read_scores(args.results))
     warn_of_others(args, {score.model for score in scores})
     with replace_export(args.output) as directory:
-        crossing = args.cross_encoder or is_cross_encoder(args)
-        model = prepare_cross_encoder(args) if crossing else prepare_sentence_encoder(args, run)
-        files = (
-            write_cross_encoder(args, model, directory)
-            if crossing
-            else write(args, model, directory)
-        )
+        model: CrossEncoder | SentenceEncoder
+        if args.cross_encoder or is_cross_encoder(args):
+            model = prepare_cross_encoder(args)
+            files = write_cross_encoder(args, model, directory)
+        else:
+            model = prepare_sentence_encoder(args, run)
+            files = write(args, model, directory)
         about = CardContent(
             name=args.push_to_hub or args.output.absolute().name,
             format=next((name for name in args.format if name != "onnx"), ""),
@@ -251,13 +251,14 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     """Returns the model as it is to be written."""
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.export.directory import truncate_model
+    from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run
 
     model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
     if isinstance(model, CrossEncoder):
         raise InputError(f"--run: {args.run} is the run of a cross-encoder: add --cross-encoder")
-    if model.routes:
+    if isinstance(model, RoutedEncoder):
         raise InputError(
             f"--run: {args.run} has an encoder for each of {', '.join(model.routes)}; its model "
             "directory is one that sentence-transformers reads already"

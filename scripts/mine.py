@@ -228,9 +228,9 @@ def make_searchers(
     """Makes the searchers of --strategy; their files on disk are removed when the stack ends."""
     from embed_jax.retrieval.mine import bm25_searcher, dense_searcher, faiss_searcher
 
-    encode, options = (), {}
+    options: dict[str, Any] = {}
     if model:
-        encode = tuple(
+        options["encode_queries"], options["encode_corpus"] = (
             functools.partial(side, prompt=prompt, show_progress=sys.stderr.isatty())
             for side, prompt in (
                 (model.encode_query, args.query_prompt),
@@ -238,7 +238,7 @@ def make_searchers(
             )
         )
         options["similarity"] = model.similarity_fn_name
-    searchers = []
+    searchers: list[Any] = []
     for name in args.strategy:
         if name == "bm25":
             searchers.append(bm25_searcher(corpus))
@@ -249,13 +249,15 @@ def make_searchers(
             )
             options["store"] = Path(directory) / "corpus.npy"
         if name == "dense":
-            searchers.append(dense_searcher(*encode, corpus, **options))
+            searchers.append(dense_searcher(corpus=corpus, **options))
         else:
-            index = {
-                "factory": args.index_factory or "Flat",
-                "parameters": args.index_parameters or "",
-            }
-            searchers.append(faiss_searcher(*encode, corpus, **options, **index))
+            searcher = faiss_searcher(
+                corpus=corpus,
+                factory=args.index_factory or "Flat",
+                parameters=args.index_parameters or "",
+                **options,
+            )
+            searchers.append(searcher)
     return searchers
 
 

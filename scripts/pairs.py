@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data import positives
-from embed_jax.data.pairs import split_pairs
+from embed_jax.data.pairs import TextRecord, split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.pair_scores import PairScorer, check_ranks
 
@@ -244,7 +244,7 @@ def cross_encoder_scorer(name: str) -> PairScorer:
 
 def split(
     pairs: Sequence[positives.PositivePair], holdout: float, seed: int
-) -> dict[str, list[positives.PositivePair]]:
+) -> dict[str, list[TextRecord]]:
     try:
         return split_pairs(pairs, holdout, seed)
     except InputError as error:  # which names the option of a config

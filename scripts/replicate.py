@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ LOSSES = {
     "angle": ("scale",),
 }
 # Fields, or beginnings of fields, that must be as they are by default.
-UNSUPPORTED = (
+UNSUPPORTED: tuple[str, ...] = (
     "model.query",
     "model.same_mask",
     "data.augment",
@@ -191,13 +191,14 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     ours.train.devices = ours.train.fsdp = ours.train.tensor = 1
     start = initial_model(ours)
     with tempfile.TemporaryDirectory() as directory:
-        start.sentence.save(f"{directory}/model")
+        start.result.save(f"{directory}/model")
         model = SentenceTransformer(f"{directory}/model")
-    max_length = start.sentence.max_length
+    max_length = start.result.max_length
     result = remove_head(model) if config.model.mlp == "training" else model
 
     # The data, the loss, the batches: those of our run.
     run = assemble(ours, sources, model=start)
+    assert run.data is not None, "the run is not abstract"
     (source,) = run.data.sources.values()
     texts_of, num_texts = source.fields.columns, len(source.fields.columns(source.records[0]))
     for number, record in enumerate(source.records):
@@ -211,10 +212,12 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     loss = training_loss(config)
     objective = peer_loss(loss, loss_params, model)
     order, num_steps, accumulate = run.data.order, run.data.num_steps, config.optim.accumulate
+    if order is None:
+        raise InputError("config.data.train: found a stream, whose batches are not known before")
     optimizer = make_optimizer(objective, config.optim)
-    label_of = source.fields.label or (
-        source.fields.score and (lambda record: source.fields.score(record)[0])
-    )
+    label_of: Callable[[Any], float] | None = source.fields.label
+    if label_of is None and (scores_of := source.fields.score) is not None:
+        label_of = lambda record: scores_of(record)[0]  # noqa: E731  named above
     sts = sts_evaluator(*read_sts(config.eval.sts)) if config.eval.sts else None
     encode = functools.partial(result.encode, show_progress_bar=False)
 
@@ -384,7 +387,8 @@ def make_optimizer(objective: Any, optim: Any) -> Any:
 
     norms = [module for module in objective.modules() if isinstance(module, torch.nn.LayerNorm)]
     scales = {id(parameter) for module in norms for parameter in module.parameters()}
-    decayed, others = [], []
+    decayed: list[Any] = []
+    others: list[Any] = []
     for name, parameter in objective.named_parameters():
         decays = (
             name.startswith("model.") and not name.endswith("bias") and id(parameter) not in scales

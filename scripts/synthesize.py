@@ -91,7 +91,10 @@ def main() -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    layout: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
     parser = OneLineParser(prog="python -m scripts.synthesize", description=__doc__, **layout)
     commands = parser.add_subparsers(dest="what", required=True)
     generate = commands.add_parser(
@@ -433,12 +436,12 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
     from embed_jax.retrieval.index import dense_searcher
 
     model = load_model(args.model)
-    encode = [
+    queries, documents = (
         functools.partial(side, show_progress=sys.stderr.isatty())
         for side in (model.encode_query, model.encode_document)
-    ]
+    )
     return lambda passages: (
-        dense_searcher(*encode, passages, similarity=model.similarity_fn_name).search
+        dense_searcher(queries, documents, passages, similarity=model.similarity_fn_name).search
     )
 
 
@@ -467,7 +470,7 @@ def write_kept(
     with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
         consistent = (
             round_trip_filter(count_items(), search(passages), k, passages, lambda item: item[1])
-            if search
+            if search and k
             else count_items()
         )
         for record, _ in consistent:

@@ -146,7 +146,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def show(table: Table, runs: Sequence[AblationRun]) -> None:
     """Prints the table, with the paper's numbers and their sources where there are any."""
-    rows, sources = [], {}
+    rows: list[list[str]] = []
+    sources: dict[str, None] = {}
     published = [
         metric for metric in table.metrics if any(metric in entry for entry in table.paper.values())
     ]

@@ -56,11 +56,11 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
             )
             for x, scores in zip(points, values, strict=True):
                 axes.plot([x] * len(scores), scores, ".", color=drawn.get_color(), alpha=0.4)
-            paper = {
+            entries = {
                 x: table.paper.get(own_runs[0].row, {}).get(metric)
                 for x, own_runs in points.items()
             }
-            paper = {x: entry[0] for x, entry in paper.items() if entry}
+            paper = {x: entry[0] for x, entry in entries.items() if entry}
             style = {
                 "color": drawn.get_color(),
                 "mfc": "white",
@@ -130,7 +130,7 @@ def curves(table: Table, runs: Sequence[AblationRun]) -> dict[tuple[str, str], l
 
     panels: dict[tuple[str, str], list[Curve]] = {}
     for metric in metrics:
-        for row in sorted(panel_of, key=panel_of.get) if by_panel else rows:
+        for row in sorted(panel_of, key=panel_of.__getitem__) if by_panel else rows:
             own = [series for name, series in logged if name == row]
             steps, means, sds = over_seeds([series.get(metric, {}) for series in own])
             if not steps:
@@ -142,7 +142,7 @@ def curves(table: Table, runs: Sequence[AblationRun]) -> dict[tuple[str, str], l
                 else ("", row)
             )
             best = (np.argmin if metric.endswith("loss") else np.argmax)(means)
-            curve = Curve(label, steps, means, sds, int(best), loss_steps, smooth(loss))
+            curve = Curve(label, steps, means, sds, int(best), loss_steps, smooth(loss).tolist())
             panels.setdefault((metric, title), []).append(curve)
     if not panels:
         raise InputError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from embed_jax.errors import exit_with_one_line, require
 
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: for options that cannot be used.
     """
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = OneLineParser(
         prog="python -m scripts.bench", description=__doc__, epilog=EXAMPLES, **layout
     )

@@ -281,7 +281,8 @@ def measure_form(loss: str, form: str, size: int, dim: int, devices: int) -> dic
     small, arguments = compile_form(loss, form, 2 * devices, dim, devices)
     _run(small, arguments())  # starts the threads
     compiled, arguments = compile_form(loss, form, size, dim, devices)
-    made, seconds = arguments(), []
+    made = arguments()
+    seconds: list[float] = []
     growth = peak_growth(
         lambda: seconds.extend(*alternate([lambda: _run(compiled, made)], 1, warm_up=0))
     )

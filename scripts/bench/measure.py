@@ -85,7 +85,7 @@ def use_cpu_devices(devices: int) -> None:
     """
     import jax
 
-    if jax.config.jax_num_cpu_devices < devices:
+    if jax.config.values["jax_num_cpu_devices"] < devices:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
@@ -206,7 +206,13 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
 
 
 def result(
-    name: str, unit: str, ours: float, other: float | None, ratio: float | None, n: int, **details
+    name: str,
+    unit: str,
+    ours: float | None,
+    other: float | None,
+    ratio: float | None,
+    n: int,
+    **details: Any,
 ) -> dict:
     """Returns one line of --json."""
     return {

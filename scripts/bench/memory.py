@@ -151,7 +151,7 @@ def bench_memory(args: argparse.Namespace) -> None:
         unit: str,
         ours: float,
         other: float,
-        ratio: float,
+        ratio: float | None,
         n: int,
         **details: Any,
     ) -> None:
@@ -218,7 +218,7 @@ def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
 
     encoder = build_encoder(random_spec(shape), compute_dtype=dtype)
     params = {"encoder": jax.jit(encoder.init)(jax.random.key(0)), "loss": {}}
-    return global_loss(encoder, info_nce, make_mesh(1)), params
+    return global_loss(encoder, info_nce.on_world, make_mesh(1)), params
 
 
 def make_step(sentences: int, shape: str, group: int, dtype: str, **texts: Any):
@@ -297,7 +297,8 @@ def gradient_differences(
         return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
 
     reference = flat(1, row_length)
-    others = flat(sentences // group, row_length), flat(1, 2 * row_length)
-    return tuple(
-        float(np.linalg.norm(other - reference) / np.linalg.norm(reference)) for other in others
-    )
+
+    def difference(other: np.ndarray) -> float:
+        return float(np.linalg.norm(other - reference) / np.linalg.norm(reference))
+
+    return difference(flat(sentences // group, row_length)), difference(flat(1, 2 * row_length))

@@ -149,10 +149,11 @@ def mine_all(
 
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()
+        searcher: Any
         if strategy == "bm25":
             searcher = bm25_searcher(corpus)
         else:
-            make = {"dense": dense_searcher, "faiss": faiss_searcher}[strategy]
+            make = dense_searcher if strategy == "dense" else faiss_searcher
             searcher = make(
                 encode, encode, corpus, store=Path(directory) / "corpus.npy" if on_disk else None
             )

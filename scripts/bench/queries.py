@@ -6,7 +6,7 @@ import argparse
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .measure import alternate, count, make_texts, print_json, print_row, result
 
@@ -64,7 +64,7 @@ def time_queries(models: Sequence[EmbeddingModel], size: int, repeats: int) -> l
     texts = make_texts(size * repeats, WORDS)
     batches = [texts[start : start + size] for start in range(0, len(texts), size)]
 
-    def side(model: EmbeddingModel) -> Callable[[], None]:
+    def side(model: EmbeddingModel) -> Callable[[], Any]:
         for batch in batches:  # compiles the shapes
             model.encode_query(batch)
         turns = itertools.cycle(batches)

@@ -239,7 +239,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
         place_abstract(jax.eval_shape(lambda: jax.random.key(0)), whole),
     )
     objective = global_loss(
-        encoder, info_nce, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather
+        encoder, info_nce.on_world, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather
     )
     return make_train_step(objective, optimizer, shardings), Split(arguments, mesh, specs, encoder)
 

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -231,7 +232,7 @@ def bench_encode(args: argparse.Namespace) -> None:
     texts = texts_for(args, args.texts)
     encode = functools.partial(model.encode, batch_tokens=args.batch_tokens, layers=args.layers)
     sides = [lambda: encode(texts)]
-    other = None
+    other: Callable[..., Any] | None = None
     if args.against == PEER:
         peer_model = peer(model).bfloat16() if args.dtype == "bfloat16" else peer(model)
         other = functools.partial(peer_model.encode, show_progress_bar=False)
@@ -255,7 +256,7 @@ def bench_encode(args: argparse.Namespace) -> None:
 
     for size in args.batch:
         batches = [texts_for(args, size * (turn + 1))[-size:] for turn in range(4)]
-        calls = [encode, *([other] if other else [])]
+        calls: list[Callable[..., Any]] = [encode, *([other] if other else [])]
         for call in calls:
             for batch in batches:
                 call(batch)  # every shape compiled
@@ -326,7 +327,7 @@ def bench_train(args: argparse.Namespace) -> None:
         """Makes steps that minimise a loss."""
         loss = build_loss(expression)
         step_fn = make_train_step(
-            global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer
+            global_loss(encoder, loss.on_world, mesh, layers=loss.about.layers), optimizer
         )
         params = {"encoder": trained, "loss": loss.init(model.dim, key)}
         frozen = {BASE: base} if base else {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def bench_suite(args: argparse.Namespace) -> None:
     from embed_jax.errors import InputError, require
     from embed_jax.evals import mteb as adapter
     from embed_jax.evals.embedder import Embedder, prompt_options
-    from embed_jax.evals.suite import evaluate, read_suite
+    from embed_jax.evals.suite import read_suite
     from embed_jax.registry import unknown
 
     from ..commands import load_model
@@ -78,15 +80,13 @@ def bench_suite(args: argparse.Namespace) -> None:
         peer_task = peer and adapter.local_task(
             entry.task, entry.data, name=entry.name, split=entry.split
         )
-        sides = {
-            "ours": lambda entry=entry, task=task: (
-                evaluate(entry, args.model, embed, task=task).outcome.score
-            )
+        sides: dict[str, Callable[[], float]] = {
+            "ours": functools.partial(_our_score, entry, args.model, embed, task)
         }
         if peer:
             for option in entry.options:
                 setattr(peer_task, option, entry.options[option])
-            sides["mteb"] = lambda task=peer_task, split=entry.split: _score(task, peer, split)
+            sides["mteb"] = functools.partial(_score, peer_task, peer, entry.split)
         results = {}
         for side in sorted(sides, reverse=position % 2 == 0):
             began = time.perf_counter()
@@ -143,6 +143,12 @@ def _peer(name: str) -> Any:
     model = SentenceTransformer(str(resolve(name)), device="cpu")
     model.encode(WARM_UP)
     return SentenceTransformerEncoderWrapper(model)
+
+
+def _our_score(entry: Any, model: str, embed: Any, task: Any) -> float:
+    from embed_jax.evals.suite import evaluate
+
+    return evaluate(entry, model, embed, task=task).outcome.score
 
 
 def _score(task: Any, model: Any, split: str) -> float:

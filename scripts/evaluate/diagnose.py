@@ -45,17 +45,23 @@ class Search:
         default_factory=dict
     )
 
-    def sides(self, prompts: Prompts, size: int) -> list[Float[np.ndarray, "N d"]]:
+    def sides(
+        self, prompts: Prompts, size: int
+    ) -> tuple[Float[np.ndarray, "Q d"], Float[np.ndarray, "N d"]]:
         """Returns the embeddings of queries and of documents."""
         for side, prompt in enumerate(prompts):
             if (side, prompt) not in self.embedded:
                 self.embedded[side, prompt] = self.embed(self.texts[side], prompt=prompt)
-        return [cut(self.embedded[side, prompt], size) for side, prompt in enumerate(prompts)]
+        queries, documents = (
+            cut(self.embedded[side, prompt], size) for side, prompt in enumerate(prompts)
+        )
+        return queries, documents
 
     def ranks(self, prompts: Prompts, size: int) -> Int[np.ndarray, " J"]:
         from embed_jax.evals.diagnose import relevant_ranks
 
-        return relevant_ranks(*self.sides(prompts, size), self.judged, self.similarity)
+        queries, documents = self.sides(prompts, size)
+        return relevant_ranks(queries, documents, self.judged, self.similarity)
 
     def ndcg(self, prompts: Prompts, size: int) -> Float[np.ndarray, " Q"]:
         from embed_jax.evals.diagnose import ndcg_of_ranks
@@ -151,7 +157,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     subject = Subject(args.model, args.data, args.dim, args.pairs)
     findings = [
-        check_scores(*search.sides(prompts[USED], dim), search),
+        check_scores(search, prompts[USED], dim),
         check_prompts(args.model, prompts, search, dim),
         diagnose.truncation(
             {size: search.ndcg(prompts[USED], size) for size in sizes(args.dim, model)},
@@ -216,12 +222,11 @@ def cut(embeddings: Float[np.ndarray, "N D"], size: int) -> Float[np.ndarray, "N
     return embeddings if size == embeddings.shape[1] else truncate(embeddings, size)
 
 
-def check_scores(
-    queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], search: Search
-) -> Finding:
+def check_scores(search: Search, prompts: Prompts, dim: int) -> Finding:
     from embed_jax.evals import diagnose
     from embed_jax.evals.geometry import average_cosine
 
+    queries, corpus = search.sides(prompts, dim)
     rows = np.random.default_rng(0).choice(len(corpus), min(len(corpus), DOCUMENTS), replace=False)
     mean_cosine = average_cosine(corpus[rows]) if len(rows) > 1 else 1.0
     relevant, random = diagnose.against_random(queries, corpus, search.judged, search.similarity)
@@ -320,7 +325,8 @@ def check_negatives(
         return diagnose.Finding(
             "negatives", diagnose.NOT_CHECKED, line, "no negatives" if data else ""
         )
-    anchors, positives = ([row[column] for row in triplets] for column in (0, 1))
+    anchors = [anchor for anchor, _, _ in triplets]
+    positives = [positive for _, positive, _ in triplets]
     row_of = {
         text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))
     }

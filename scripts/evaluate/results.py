@@ -51,8 +51,8 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.evals.results import read_results
 
     a, b = (read_results(path) for path in (args.a, args.b))
-    labels = tuple(next(iter(results.values())).model for results in (a, b))
-    names = labels if len(set(labels)) == 2 else (str(args.a), str(args.b))
+    name_a, name_b = (next(iter(results.values())).model for results in (a, b))
+    names = (name_a, name_b) if name_a != name_b else (str(args.a), str(args.b))
     return compare(a, b, names, args.margin)
 
 

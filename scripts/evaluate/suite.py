@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     show(shown, args.output)
     if args.compare:
         print()
-        compare(*(shown[name] for name in names), tuple(names), args.margin)
+        a, b = names
+        compare(shown[a], shown[b], (a, b), args.margin)
 
 
 def evaluate_model(

@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     with whole_file(args.plot) if args.plot else contextlib.nullcontext() as picture:
         rows = sweep(model, options, task, chosen, args.threads, args.ignore_identical_ids)
-        if args.plot:
+        if picture is not None:
             from .sweep_plot import plot_sweep
 
             plot_sweep(rows, args.keep, args.data, picture, args.plot.suffix[1:])
