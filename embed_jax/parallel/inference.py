@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -74,7 +75,7 @@ def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndar
         yield number, group[: len(number)]
 
 
-class PicklesByParts:
+class PicklesByParts(abc.ABC):
     """A model that is pickled by its spec, parameters and settings, for another process.
 
     Devices and compiled programs stay behind: `_build` makes them anew there, on all devices where
@@ -87,9 +88,9 @@ class PicklesByParts:
     spec: Any
     params: Params
 
+    @abc.abstractmethod
     def _build(self, spec: Any, params: Params) -> None:
         """Makes what belongs to this process: programs, and parameters on the mesh."""
-        raise NotImplementedError
 
     def __copy__(self):
         other = object.__new__(type(self))
