@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int64, UInt8
 
+from embed_jax.maxsim import best_matches
 from embed_jax.retrieval.residual_codec import ResidualCodec
 from embed_jax.retrieval.token_chunks import Chunk
 
@@ -173,12 +174,10 @@ def _max_sim(
 ) -> Float[Array, " c"]:
     """Decodes documents and scores them; rows of zeros in the query add nothing."""
     tokens = centroids[codes] + table[packed].reshape(*codes.shape, -1)
-    norms = jnp.sqrt(jnp.sum(tokens * tokens, axis=-1))
-    # Accelerators round float32 products to fewer bits unless told not to.
-    dots = jnp.matmul(tokens, query.T, precision="highest", preferred_element_type=jnp.float32)
-    dots = dots / jnp.maximum(norms, 1e-12)[..., None]
+    norms = jnp.sqrt(jnp.sum(tokens * tokens, axis=-1, keepdims=True))
     is_token = jnp.arange(codes.shape[1]) < lengths[:, None]
-    return jnp.sum(jnp.max(dots, axis=1, where=is_token[..., None], initial=-jnp.inf), axis=1)
+    matches = best_matches(query[None], tokens / jnp.maximum(norms, 1e-12), is_token)
+    return jnp.sum(matches[:, 0], axis=-1)
 
 
 def _shape_above(length: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
-from . import loss, memory, mining, pairs, queries, scaling, speed, suite
+from . import loss, memory, mining, multi_vector, pairs, queries, scaling, speed, suite
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
       --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
+  python -m scripts.bench multi-vector --documents 50000
   python -m scripts.bench pairs --against sentence-transformers
   python -m scripts.bench queries --model runs/two_towers,runs/quickstart
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
@@ -92,6 +93,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "time and memory of mining hard negatives",
             mining,
             mining.bench_mining,
+        ),
+        (
+            "multi-vector",
+            "time, memory and size of an index of token embeddings",
+            multi_vector,
+            multi_vector.bench_multi_vector,
         ),
         ("pairs", "pairs that a cross-encoder scores and trains on", pairs, pairs.bench_pairs),
         ("queries", "time to embed the query of a search", queries, queries.bench_queries),
