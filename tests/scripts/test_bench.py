@@ -11,6 +11,7 @@ import pytest
 
 from embed_jax.errors import InputError
 from scripts.bench import __main__ as bench
+from scripts.bench import multi_vector
 from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
@@ -251,3 +252,14 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         bench.parse([command, "--help"])
     assert f"python -m scripts.bench {command}" in capsys.readouterr().out
+
+
+def test_multi_vector(tmp_path):
+    pytest.importorskip("faiss")
+    data = {"documents": 600, "tokens": 8, "dim": 16, "path": str(tmp_path / "index")}
+    build = multi_vector.measure_build(**data, bits=8)
+    assert build["build peak"] >= 0 and build["bytes per document"] > 8 * 16
+    search = multi_vector.measure_search(**data, queries=4, exact=4, probes=10**6, candidates=10**6)
+    assert search["recall@10"] > 0.9 and search["search p95"] >= search["search p50"] > 0
+    with pytest.raises(InputError, match="--dim: expected a multiple of 8, found 9"):
+        bench.parse(["multi-vector", "--dim", "9"])
