@@ -18,6 +18,7 @@ COMMANDS = {
     "encode": "embeddings of a file of texts",
     "mine": "hard negatives from a search",
     "annotate": "scores of a teacher for pairs, lists or runs",
+    "rerank": "tables of rerankers over shortlists of first stages",
     "pairs": "training pairs from clicks, groups or candidates",
     "audit": "false negatives and duplicates of a training file",
     "synthesize": "queries by a language model, and filters of weak pairs",

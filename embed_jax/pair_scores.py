@@ -22,6 +22,7 @@ class PairModel(Protocol):
     """A model that gives pairs logits, such as a CrossEncoder."""
 
     num_labels: int
+    activation: str
 
     def logits(
         self,

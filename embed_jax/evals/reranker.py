@@ -22,17 +22,20 @@ class Reranker:
     Attributes:
         name: the model's, for tables.
         scored: how many pairs the model was given.
+        activation: computes what the scores stand for: "sigmoid" if they are the logits of
+            probabilities, else "identity".
     """
 
-    def __init__(self, name: str, score: PairScorer):
+    def __init__(self, name: str, score: PairScorer, activation: str = "identity"):
         """Scores nothing yet.
 
         Args:
             name: the model's, for tables.
             score: `score(queries, passages)` gives the score of each query with the passage at the
                 same place, [N]; higher is better.
+            activation: see the attribute.
         """
-        self.name, self.scored = name, 0
+        self.name, self.scored, self.activation = name, 0, activation
         self._score = score
         self._scores: dict[tuple[str, str], float] = {}
 
@@ -66,4 +69,4 @@ def cross_encoder_reranker(model: PairModel, name: str, *, batch_tokens: int = 0
         InputError: for a model with several labels.
     """
     check_ranks(model, name)
-    return Reranker(name, BoundCrossEncoder(model, batch_tokens=batch_tokens))
+    return Reranker(name, BoundCrossEncoder(model, batch_tokens=batch_tokens), model.activation)

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.cross_encoder import ACTIVATIONS
 from embed_jax.data.sources.tasks import describe_split, read_reranking
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import average_precision, mrr, ndcg
+from embed_jax.evals.metrics import average_precision, calibration_error, mrr, ndcg
+from embed_jax.evals.reranker import Reranker
 from embed_jax.evals.task import (
     DOCUMENT,
     QUERY,
@@ -64,7 +66,7 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     unusable = len(records) - len(usable)
     left_out = f"{unusable} of {len(records)} records left out: no positive or no negative"
 
-    def outcome(scores: Sequence[Mapping[str, float]]) -> Outcome:
+    def outcome(scores: Sequence[Mapping[str, float]], *, probabilities: bool = False) -> Outcome:
         sides = (
             [
                 np.array([query_scores[text] for text in texts])
@@ -72,7 +74,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             ]
             for side in (positives, negatives)
         )
-        return reranking_outcome(*sides, notes=[left_out] if unusable else [])
+        notes = [left_out] if unusable else []
+        return reranking_outcome(*sides, notes=notes, probabilities=probabilities)
 
     def evaluate(embed: Embed) -> Outcome:
         query, document = (
@@ -103,7 +106,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             pairs, score_pairs(firsts, seconds).tolist(), strict=True
         ):
             scores[number][text] = max(score, scores[number].get(text, -math.inf))
-        return outcome(scores)
+        probabilities = isinstance(score_pairs, Reranker) and score_pairs.activation == "sigmoid"
+        return outcome(scores, probabilities=probabilities)
 
     items = [tuple(query) for query in queries]
     return Task(name, KIND, "queries", items, evaluate, evaluate_pairs)
@@ -114,6 +118,7 @@ def reranking_outcome(
     negatives: Sequence[Float[np.ndarray, " _"]],
     *,
     notes: Sequence[str] = (),
+    probabilities: bool = False,
 ) -> Outcome:
     """Computes means over queries of the metrics of each query's candidates, ordered by score.
 
@@ -124,11 +129,13 @@ def reranking_outcome(
         positives: the scores of each query's positives, higher is better.
         negatives: the scores of each query's negatives.
         notes: of the outcome.
+        probabilities: whether the scores are the logits of probabilities.
 
     Returns:
         Metrics "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26:
         the main score of reranking tasks) for up to 1,000 candidates; "mrr@10"; "ndcg@10". See
-        `embed_jax.evals.metrics`.
+        `embed_jax.evals.metrics`. With `probabilities` also "calibration_error", over all
+        candidates; see `metrics.calibration_error`.
 
     Raises:
         InputError: if the lengths differ, a query has no positive or no negative, or a score is not
@@ -160,4 +167,9 @@ def reranking_outcome(
         ideal[row, : len(relevant)] = 1
     per_query = {"map": average_precision(gains, ideal, depth)}
     per_query |= {"mrr@10": mrr(gains, ideal, 10), "ndcg@10": ndcg(gains, ideal, 10)}
-    return mean_outcome("map", per_query, notes=notes)
+    others = {}
+    if probabilities:
+        logits = np.concatenate([*positives, *negatives])
+        labels = np.repeat([1.0, 0.0], [sum(map(len, side)) for side in (positives, negatives)])
+        others["calibration_error"] = calibration_error(ACTIVATIONS["sigmoid"](logits), labels)
+    return mean_outcome("map", per_query, others=others, notes=notes)

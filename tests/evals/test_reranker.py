@@ -5,6 +5,7 @@ import pytest
 
 from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.errors import InputError, RunError
+from embed_jax.evals.metrics import calibration_error
 from embed_jax.evals.reranker import Reranker, cross_encoder_reranker
 from embed_jax.evals.reranking import open_task
 from embed_jax.evals.suite import Entry, evaluate
@@ -30,6 +31,16 @@ def test_reranking_by_hand(write):
     assert outcome.main == "map" and outcome.intervals.keys() == outcome.metrics.keys()
     assert outcome.items.values == pytest.approx([(1 + 2 / 4) / 2, 1])
     assert outcome.notes == ("1 of 3 records left out: no positive or no negative",)
+
+
+def test_probabilities_have_a_calibration_error(write):
+    """All candidates count, each as often as it is listed."""
+    task = open_task(write(ROWS))
+    outcome = task.evaluate_pairs(Reranker("words", shared_words, "sigmoid"))
+    logits, labels = np.array([2, 0, 1, 0, 2, 1, 0, 1]), [1, 1, 0, 0, 1, 0, 0, 0]
+    expected = calibration_error(1 / (1 + np.exp(-logits)), labels)
+    assert outcome.metrics["calibration_error"] == pytest.approx(expected)
+    assert "calibration_error" not in outcome.intervals
 
 
 def test_each_pair_is_scored_once():

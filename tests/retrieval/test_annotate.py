@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embed_jax.data.sources import open_records, record_fields
-from embed_jax.data.sources.trec import read_trec_run
+from embed_jax.data.sources.trec import read_trec_run, write_trec_run
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.annotate import (
     SCORED_FORMS,
@@ -316,6 +316,16 @@ def test_a_run_is_ordered_by_scores_as_in_trec_eval(tmp_path):
     with gzip.open(tmp_path / "run.gz", "wt") as file:
         file.write(text)
     assert read_trec_run(tmp_path / "run.gz") == run
+
+
+def test_a_written_run_is_read_back(tmp_path):
+    run = {"b": {"d2": 10.0, "d3": 0.1, "d1": 1e-9}, "a": {"d2": -7.25}}
+    write_trec_run(tmp_path / "run", run, "tag")
+    assert read_trec_run(tmp_path / "run") == run
+    with pytest.raises(
+        InputError, match="expected ids and a tag without blanks, found 'two words'"
+    ):
+        write_trec_run(tmp_path / "bad", {"two words": {"d": 1.0}}, "tag")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
     """Opens a retrieval task: its corpus, queries and relevance judgements.
 
     Args:
-        name: "python_docs", a directory in BEIR's layout, or "hf:NAME".
+        name: "python_docs", a directory in BEIR's layout, "hf:NAME", or "pool:DIRECTORY" with
+            reranking data, whose candidates are the corpus.
         split: the split of the judgements.
 
     Raises:
@@ -20,6 +21,10 @@ def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
         from embed_jax.data.sources.python_docs import python_docs_task
 
         return python_docs_task(split)
+    if name.startswith("pool:"):
+        from embed_jax.data.sources.pool import read_pool
+
+        return read_pool(name.removeprefix("pool:"), split)
     return (
         read_hub(name.removeprefix("hf:"), split)
         if name.startswith("hf:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from embed_jax.data.sources.files import parse_number, raw_lines
@@ -56,3 +57,24 @@ def read_trec_run(path: str | Path, depth: int = 0) -> dict[str, dict[str, float
         )
         for query, documents in run.items()
     }
+
+
+def write_trec_run(path: Path, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
+    """Writes a run, which `read_trec_run` reads.
+
+    Args:
+        path: the file.
+        run: {query id: {document id: score}}, documents best first.
+        tag: the name of the search, without blanks.
+
+    Raises:
+        InputError: for an id or a tag that is empty or has blanks.
+    """
+    lines = []
+    for query, documents in run.items():
+        for rank, (document, score) in enumerate(documents.items(), 1):
+            for name in (query, document, tag):
+                if len(name.split()) != 1 or name != name.strip():
+                    raise InputError(f"run: expected ids and a tag without blanks, found {name!r}")
+            lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
+    path.write_text("".join(lines), encoding="utf-8")
