@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,13 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
 from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError, warn
+from embed_jax.pair_scores import ACTIVATIONS
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
 from embed_jax.pretrained import check_length, fit_tokenizer, load_from_run
 from embed_jax.registry import unknown
 from embed_jax.types import Params
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "identity": lambda logits: logits,
-    "sigmoid": lambda logits: np.exp(-np.logaddexp(0, -logits)),
-}
 
 
 class CrossEncoder(PicklesByParts):

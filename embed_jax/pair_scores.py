@@ -15,6 +15,11 @@ from embed_jax.types import Params
 SHOWN = 40  # characters of a text in a message
 # Scores each query with the passage at the same position, higher is better.
 PairScorer = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
+# Compute scores from a cross-encoder's logits; a sigmoid gives probabilities.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda logits: logits,
+    "sigmoid": lambda logits: np.exp(-np.logaddexp(0, -logits)),
+}
 
 
 @runtime_checkable

@@ -271,7 +271,7 @@ def test_no_pair_gives_no_score(model):
 
 
 def test_sigmoid_is_exact_far_from_zero(model):
-    from embed_jax.cross_encoder import ACTIVATIONS
+    from embed_jax.pair_scores import ACTIVATIONS
 
     logits = np.array([-1e4, -90, -20, 0, 3, 90, 1e4], np.float32)
     with np.errstate(over="raise"):

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.cross_encoder import ACTIVATIONS
 from embed_jax.data.sources.tasks import describe_split, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, calibration_error, mrr, ndcg
@@ -24,7 +23,7 @@ from embed_jax.evals.task import (
     encode_columns,
     mean_outcome,
 )
-from embed_jax.pair_scores import PairScorer
+from embed_jax.pair_scores import ACTIVATIONS, PairScorer
 from embed_jax.registry import unknown
 from embed_jax.scores import SIMILARITIES, similarity_matrix
 
