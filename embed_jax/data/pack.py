@@ -51,12 +51,11 @@ def pack_sentences(
     if len(ids) > capacity:
         raise InputError(f"{len(ids)} sentences do not fit into a batch with room for {capacity}")
     lengths = _lengths(ids)
-    row, offset, needed = _assign(lengths, row_length)
-    rows = _check_rows(needed, rows)
+    row, offset, opened = assign_rows(lengths, np.full(row_length + 1, row_length))
+    rows = _check_rows(len(opened), rows)
     shape = (rows, row_length)
-    return _fill(
+    return fill_rows(
         ids,
-        lengths,
         row * row_length + offset,
         np.arange(len(ids)),
         capacity,
@@ -119,8 +118,9 @@ def pack_batch(
         )
     size = order.shape[1]
     sentences = [[column[b] for column in filled for b in members] for members in order]
-    assigned = [_assign(_lengths(group), row_length) for group in sentences]
-    rows = _check_rows(max(needed for *_, needed in assigned), rows)
+    row_lengths = np.full(row_length + 1, row_length)
+    assigned = [assign_rows(_lengths(group), row_lengths) for group in sentences]
+    rows = _check_rows(max(len(opened) for *_, opened in assigned), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
     skips = (
@@ -140,9 +140,8 @@ def pack_batch(
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)
     count = len(columns) * size
-    lengths = _lengths(everything)
     by_token = dealt(segments), dealt(marks)
-    return _fill(everything, lengths, start, number, count, skips, shape, *by_token), order
+    return fill_rows(everything, start, number, count, skips, shape, *by_token), order
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
@@ -211,18 +210,34 @@ def _check_rows(needed: int, rows: int | None) -> int:
     return rows
 
 
-def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns each sentence's row and offset, and the number of rows, by best fit decreasing."""
+def assign_rows(
+    lengths: Int[np.ndarray, " N"], row_lengths: Int[np.ndarray, " L"]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"], Int[np.ndarray, " R"]]:
+    """Assigns sentences to rows by best fit decreasing.
+
+    >>> assign_rows(np.array([3, 4, 1]), row_lengths=np.array([4, 4, 4, 4, 4]))
+    (array([1, 0, 1]), array([0, 0, 3]), array([4, 4]))
+
+    Args:
+        lengths: tokens of each sentence.
+        row_lengths: slots of the row that is opened for a sentence of n tokens, at index n.
+
+    Returns:
+        Each sentence's row and its offset there (0 and 0 without tokens), and the rows' slots.
+
+    Raises:
+        InputError: a sentence is longer than any row.
+    """
     row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
-    if len(lengths) and lengths.max() > row_length:
+    if len(lengths) and lengths.max() >= len(row_lengths):
         raise InputError(
             f"token budget smaller than one text: {lengths.max()} tokens, but a row has "
-            f"{row_length}"
+            f"{row_lengths.max()}"
         )
     # Rows by the number of free slots in them; bit n of `open_rooms` is set if rooms[n] is not
     # empty, so that the tightest fit is one bit operation away.
-    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]
-    open_rooms = used = 0
+    rooms: list[list[int]] = [[] for _ in range(int(row_lengths.max()) + 1)]
+    open_rooms, opened = 0, []
     by_length = np.argsort(-lengths, kind="stable")
     for sentence, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):
         if not length:
@@ -234,17 +249,37 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
             if not rooms[room]:
                 open_rooms ^= 1 << room
         else:
-            room, where, used = row_length, used, used + 1
-        row[sentence], offset[sentence] = where, row_length - room
+            room, where = int(row_lengths[length]), len(opened)
+            opened.append(room)
+        row[sentence], offset[sentence] = where, opened[where] - room
         rooms[room - length].append(where)
         open_rooms |= 1 << (room - length)
-    return row, offset, used
+    return row, offset, np.array(opened, np.int64)
 
 
-def _fill(
-    ids, lengths, start, number, sentences, skip, shape, segments=None, marks=None
+def fill_rows(
+    ids: Sequence[Ids],
+    start: Int[np.ndarray, " n"],
+    number: Int[np.ndarray, " n"],
+    sentences: int,
+    skip: int | Sequence[int] | Int[np.ndarray, " n"],
+    shape: tuple[int, ...],
+    segments: Sequence[Ids] | None = None,
+    marks: Sequence[Ids] | None = None,
 ) -> TokenBatch:
-    """Writes each sentence's tokens to the slots from `start` on, with the sentence id `number`."""
+    """Writes each sentence's tokens to the slots from `start` on, with the sentence id `number`.
+
+    Args:
+        ids: token ids of each sentence.
+        start: the first slot of each sentence, among all slots of the batch.
+        number: the id of each sentence in its group.
+        sentences: S, how many sentences a group has room for.
+        skip: leading tokens that do not count towards pooling, for all sentences or for each.
+        shape: of the leaves, `[R, T]` or `[G, R, T]`.
+        segments: token types of each sentence; None: all are 0.
+        marks: marks of each sentence's tokens; see `pack_sentences`.
+    """
+    lengths = _lengths(ids)
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     sentence = np.full(shape, sentences, np.int32)
     pooled = np.zeros(shape, bool)

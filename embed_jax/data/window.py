@@ -7,12 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from embed_jax.data.pack import Ids, pack_sentences
+from embed_jax.data.pack import Ids, assign_rows, fill_rows
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
 WINDOW = 8192  # texts sorted and packed together; bounds the memory beside the output
 SHORTEST_ROW = 16  # slots
+SHORT_TEXT = 32  # tokens of the longest text that opens a row of SHARED_ROW
+SHARED_ROW = 64  # slots of a row for short texts
+FEW_TEXTS = 4  # texts that are in rows of one size
+MANY_BATCHES = 128  # from which more shapes are worth their compilation
 
 
 def pack_window(
@@ -22,11 +26,7 @@ def pack_window(
     segments: Sequence[Ids] | None = None,
     marks: Sequence[Ids] | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], TokenBatch]]:
-    """Packs texts into batches of few different shapes.
-
-    A text shares a row at least twice as long as itself (up to the longest text's), so that
-    best-fit packing finds a text for every gap. Short and long texts are in different rows, since
-    the cost of attention grows with a row's length.
+    """Packs texts into batches of few different shapes, with few slots of padding.
 
     Args:
         ids: token ids of each text.
@@ -49,40 +49,51 @@ def pack_window(
             f"batch_tokens: expected at least {longest}, the tokens of one text, found "
             f"{batch_tokens}"
         )
-    if len(ids) <= 4:  # a few texts are encoded fastest in rows of the longest one's size
-        row_lengths = np.full(len(ids), _row_length(longest))
-    else:
-        lengths_of_rows = [
-            128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()
-        ]
-        row_lengths = np.minimum(lengths_of_rows, _row_length(longest))
-    row_lengths = np.minimum(row_lengths, batch_tokens)
-    for row_length in np.unique(row_lengths):
-        numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))
-        chosen = numbers.tolist()
-        rows = max(batch_tokens // int(row_length), 1)
-        packed = pack_sentences(
-            [ids[number] for number in chosen],
-            row_length=int(row_length),
-            skip=skip,
-            segments=None if segments is None else [segments[number] for number in chosen],
-            marks=None if marks is None else [marks[number] for number in chosen],
-        )
-        used = int(np.sum((packed.sentence < packed.sentences).any(axis=1)))
-        start = 0
-        while start < used:
-            stop = min(start + rows, used)
-            present = np.unique(packed.sentence[start:stop])
-            while stop - start > 1 and len(present) > _room_for_sentences(
-                stop - start, int(row_length)
-            ):
-                stop -= 1
-                present = np.unique(packed.sentence[start:stop])
+    row, offset, row_lengths = assign_rows(lengths, _choose_row_lengths(lengths, batch_tokens))
+    row[lengths == 0] = -1
+    for row_length in np.unique(row_lengths).tolist():
+        rows = np.flatnonzero(row_lengths == row_length)
+        room = _round_room(int(np.bincount(row[np.isin(row, rows)]).max()))
+        most = max(batch_tokens // row_length, 1)
+        for start in range(0, len(rows), most):
+            block = rows[start : start + most]
+            numbers = np.flatnonzero(np.isin(row, block))
+            chosen = numbers.tolist()
+            padded = min(1 << (len(block) - 1).bit_length(), most)  # to a power of two: few shapes
             yield (
-                numbers[present[present < packed.sentences]],
-                _take_rows(packed, start, stop, rows),
+                numbers,
+                fill_rows(
+                    [ids[number] for number in chosen],
+                    np.searchsorted(block, row[numbers]) * row_length + offset[numbers],
+                    np.arange(len(numbers)),
+                    sentences=padded * room,
+                    skip=skip,
+                    shape=(padded, row_length),
+                    segments=None if segments is None else [segments[n] for n in chosen],
+                    marks=None if marks is None else [marks[n] for n in chosen],
+                ),
             )
-            start = stop
+
+
+def _choose_row_lengths(lengths: Int[np.ndarray, " N"], batch_tokens: int) -> Int[np.ndarray, " L"]:
+    """Returns the length of a row that is opened for a text of n tokens, for each n.
+
+    Attention costs more in longer rows, but padding does in rows of texts that leave gaps, and each
+    length is a shape to compile. Few texts have rows of 128, 160, 192, 224, 256, 320, .. slots,
+    whose gaps short texts fill. Many texts have rows nearly of their own length, eight lengths per
+    doubling. Short texts share rows, and the longest text bounds all of them.
+    """
+    longest = int(lengths.max(initial=1))
+    bound = min(_row_length(longest), batch_tokens)
+    if len(lengths) <= FEW_TEXTS:
+        return np.full(longest + 1, bound)
+    many = lengths.sum() >= MANY_BATCHES * batch_tokens
+    shortest, per_doubling = (SHORT_TEXT, 8) if many else (128, 4)
+    own = [SHARED_ROW] * (longest + 1)
+    for n in range(SHORT_TEXT + 1, longest + 1):
+        step = (1 << (n - 1).bit_length() - 1) // per_doubling
+        own[n] = max(-(-n // step) * step, shortest)
+    return np.minimum(own, bound)
 
 
 def _row_length(length: int) -> int:
@@ -93,41 +104,6 @@ def _row_length(length: int) -> int:
     return row
 
 
-def _room_for_sentences(rows: int, row_length: int) -> int:
-    """Returns S as a function of the shape, so that shapes are few.
-
-    There is room for texts of four tokens in all rows, or of one token in a single row.
-    """
-    return max(rows * row_length // 4, row_length + 1)
-
-
-def _take_rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
-    """Makes a batch of some rows of a packed batch.
-
-    Sentences are numbered anew, and rows are padded to a power of two.
-    """
-    padded = min(1 << (stop - start - 1).bit_length(), rows)
-    shape = (padded, packed.sentence.shape[1])
-    sentences = _room_for_sentences(*shape)
-
-    def pad(leaf, value):
-        result = np.full(shape, value, leaf.dtype)
-        result[: stop - start] = leaf[start:stop]
-        return result
-
-    present = np.unique(packed.sentence[start:stop])
-
-    def renumber(leaf):
-        result = pad(leaf, packed.sentences)
-        number = np.searchsorted(present, result).astype(np.int32)
-        return np.where(result == packed.sentences, sentences, number).astype(np.int32)
-
-    return TokenBatch(
-        token_ids=pad(packed.token_ids, 0),
-        sentence=renumber(packed.sentence),
-        position=pad(packed.position, 0),
-        pooled=pad(packed.pooled, False),
-        sentences=sentences,
-        segment=None if packed.segment is None else pad(packed.segment, 0),
-        key_sentence=None if packed.key_sentence is None else renumber(packed.key_sentence),
-    )
+def _round_room(texts: int) -> int:
+    """Rounds the texts of a row up to a power of 4: it is part of the shape, and so are few."""
+    return 4 ** ((texts - 1).bit_length() + 1 >> 1)
