@@ -80,8 +80,8 @@ def _choose_row_lengths(lengths: Int[np.ndarray, " N"], batch_tokens: int) -> In
 
     Attention costs more in longer rows, but padding does in rows of texts that leave gaps, and each
     length is a shape to compile. Few texts have rows of 128, 160, 192, 224, 256, 320, .. slots,
-    whose gaps short texts fill. Many texts have rows nearly of their own length, eight lengths per
-    doubling. Short texts share rows, and the longest text bounds all of them.
+    whose gaps short texts fill. Many texts have rows hardly longer than each text, eight lengths
+    per doubling. Short texts share rows, and the longest text bounds all of them.
     """
     longest = int(lengths.max(initial=1))
     bound = min(_row_length(longest), batch_tokens)
