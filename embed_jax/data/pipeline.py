@@ -65,6 +65,8 @@ class RecordSource:
 
 # A data set, its index, a record's index in it, and the record.
 Example = tuple[RecordSource, int, int, Record]
+# The texts of each example, as many for all of them.
+Rows = list[list[str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +92,14 @@ class BatchMaker:
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
         """Makes this host's share of the batch of these records, numbered over all data sets."""
-        if not self.in_batch_negatives:
-            numbers = numbers[self._own_share(len(numbers))]
+        numbers = numbers[self._share_to_read(len(numbers))]
         which = np.searchsorted(self.firsts, numbers, side="right") - 1
         places = (numbers - np.array(self.firsts)[which]).tolist()
         examples = [
             (self.sources[source], source, place, self.sources[source].records[place])
             for source, place in zip(which.tolist(), places, strict=True)
         ]
-        return self._of_examples(examples, step)
+        return self._make(examples, step)
 
     def make_from_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
         """Makes this host's share of the batch of records of the only data set.
@@ -107,40 +108,39 @@ class BatchMaker:
             records: the batch's records, each with its index.
             step: the batch's step.
         """
-        if not self.in_batch_negatives:
-            records = records[self._own_share(len(records))]
-        return self._of_examples(
+        records = records[self._share_to_read(len(records))]
+        return self._make(
             [(self.sources[0], 0, number, record) for number, record in records], step
         )
 
-    def _of_examples(self, examples: Sequence[Example], step: int) -> Batch:
-        """Makes the batch of examples: this host's, or with in-batch negatives those of all."""
-        if not self.in_batch_negatives:
-            return self._batch(examples, step)
-        negatives = draw_negatives(
-            [source.texts(index, record) for source, _, index, record in examples],
-            [
-                apply_to_record(source.fields.keys, record, index) if source.fields.keys else ()
-                for source, _, index, record in examples
-            ],
-            number=self.in_batch_negatives,
-            seed=self.seed,
-            step=step,
-        )
-        own = self._own_share(len(examples))
-        return self._batch(examples[own], step, negatives[own])
+    def _share_to_read(self, size: int) -> slice:
+        """Returns the examples of a batch that this host reads: all, if negatives are drawn."""
+        return slice(size) if self.in_batch_negatives else self._own_share(size)
 
     def _own_share(self, size: int) -> slice:
         host, hosts = self.shard
         return slice(host * size // hosts, (host + 1) * size // hosts)
 
-    def _batch(
-        self, examples: Sequence[Example], step: int, negatives: Sequence[Sequence] | None = None
-    ) -> Batch:
-        which = np.array([number for _, number, _, _ in examples])
+    def _make(self, examples: Sequence[Example], step: int) -> Batch:
+        """Makes this host's share of the batch of the examples that it has read."""
         rows = [self._texts(source, index, record) for source, _, index, record in examples]
-        if negatives is not None:
-            rows = [[*row, *drawn] for row, drawn in zip(rows, negatives, strict=True)]
+        if self.in_batch_negatives:
+            own = self._own_share(len(examples))
+            rows, examples = self._with_negatives(rows, examples, step)[own], examples[own]
+        return self._pack_examples(examples, rows, step)
+
+    def _with_negatives(self, rows: Rows, examples: Sequence[Example], step: int) -> Rows:
+        """Adds the positives of other examples to the texts of each; see `draw_negatives`."""
+        keys = [
+            apply_to_record(source.fields.keys, record, index) if source.fields.keys else ()
+            for source, _, index, record in examples
+        ]
+        number = self.in_batch_negatives
+        drawn = draw_negatives(rows, keys, number=number, seed=self.seed, step=step)
+        return [[*row, *negatives] for row, negatives in zip(rows, drawn, strict=True)]
+
+    def _pack_examples(self, examples: Sequence[Example], rows: Rows, step: int) -> Batch:
+        which = np.array([number for _, number, _, _ in examples])
         hashes = np.array(
             [[text_hash(text) for text in row] for row in rows], np.uint32
         )  # [B, C, 2]
