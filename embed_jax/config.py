@@ -181,6 +181,13 @@ class Data:
         unset="keep all pairs",
     )
     max_length: int = option(128, "Tokens a text is cut to, special tokens included.", at_least=2)
+    truncation: str = option(
+        "",
+        "Cross-encoders: what a pair over `max_length` loses: tokens of the longer text first, or "
+        "of the passage only.",
+        choices=("longest_first", "only_second"),
+        unset="as the model's files say, or else longest_first",
+    )
     anchor_prompt: str = option("", "Text put before each anchor.")
     candidate_prompt: str = option("", "Text put before each positive and negative.")
     anchor_instruction: str = option(
@@ -577,6 +584,11 @@ class Evaluation:
         unset="bm25",
     )
     depth: int = option(100, "Cross-encoders: length of the shortlist.", at_least=2)
+    with_positives: bool = option(
+        False,
+        "Cross-encoders: put every relevant passage into the shortlist, which measures the "
+        "reranker without what the first stage missed.",
+    )
     geometry: bool = option(
         False,
         "Measure the geometry of the texts searched during training, else of the STS texts.",

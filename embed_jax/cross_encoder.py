@@ -27,7 +27,7 @@ from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read_classifier import read_classifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
-from embed_jax.encoders.write_classifier import write_classifier
+from embed_jax.encoders.write_classifier import write_classifier, write_classifier_adapter
 from embed_jax.errors import InputError, warn
 from embed_jax.pair_scores import ACTIVATIONS
 from embed_jax.parallel.gather import sharded_encode
@@ -35,7 +35,7 @@ from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, r
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
 from embed_jax.pretrained import check_length, fit_tokenizer, load_from_run
 from embed_jax.registry import unknown
-from embed_jax.types import Params
+from embed_jax.types import LONGEST_FIRST, TRUNCATIONS, Params
 
 
 class CrossEncoder(PicklesByParts):
@@ -52,6 +52,11 @@ class CrossEncoder(PicklesByParts):
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
         chat: how pairs are put into the tokenizer's chat template; None: they are not.
         output_layer: see SavedClassifier; kept for `save`.
+        base: the name of the model that an adapter is put on; kept for `save_adapter`.
+        truncation: what a pair over the limit loses: "longest_first", tokens of the longer of its
+            texts first, as in sentence-transformers' `predict`, so that only a query that is longer
+            than what is left of its passage is cut; or "only_second", tokens of the passage only.
+            In a chat template it is always the passage.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class CrossEncoder(PicklesByParts):
         lower_case: bool = False,
         chat: ChatFormat | None = None,
         output_layer: np.ndarray | None = None,
+        base: str = "",
+        truncation: str = LONGEST_FIRST,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
@@ -79,21 +86,27 @@ class CrossEncoder(PicklesByParts):
             lower_case: whether the tokenizer lower-cases texts first.
             chat: see the attribute.
             output_layer: see SavedClassifier.
+            base: see the attribute.
+            truncation: see the attribute.
             compute_dtype: "float32" or "bfloat16".
             devices: how many to run on; 0: all.
 
         Raises:
-            InputError: the activation is unknown, or the tokenizer does not fit the backbone: token
-                types, ids or length; or its chat template cannot hold a pair.
+            InputError: the activation or truncation is unknown, or the tokenizer does not fit the
+                backbone: token types, ids or length; or its chat template cannot hold a pair.
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
+        if truncation not in TRUNCATIONS:
+            raise InputError(unknown("truncation", truncation, TRUNCATIONS))
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.activation = activation
         self.prompt = prompt
         self.lower_case = lower_case
         self.chat = chat
         self.output_layer = output_layer
+        self.base = base
+        self.truncation = truncation
         self._types = getattr(spec.backbone, "type_vocab_size", 0)
         if self._pair_template() is None:
             _check_types(tokenizer, self._types)
@@ -205,8 +218,7 @@ class CrossEncoder(PicklesByParts):
     ) -> Float[np.ndarray, "N L"]:
         """Computes the logits of each query with the passage at the same place, float32.
 
-        Pairs over the model's limit are cut, and one warning counts them: the longer text first,
-        as in sentence-transformers, or in a chat template the end of the passage only.
+        Pairs over the model's limit are cut as `truncation` says, and one warning counts them.
 
         Args:
             queries: N strings.
@@ -216,8 +228,8 @@ class CrossEncoder(PicklesByParts):
 
         Raises:
             InputError: for unequal lengths, a text that is not a string, `batch_tokens` below
-                one pair's length, or a query that leaves no room for a passage in the chat
-                template.
+                one pair's length, or a query that leaves no room for a passage where only the
+                passage is cut.
         """
         if isinstance(queries, str) or isinstance(passages, str):
             raise InputError(
@@ -264,7 +276,9 @@ class CrossEncoder(PicklesByParts):
         template = self._pair_template()
         if template is not None:
             return encode_templated_pairs(self.tokenizer, template, queries, passages)
-        pairs = self.tokenizer.encode_pairs(queries, passages, self.prompt)
+        pairs = self.tokenizer.encode_pairs(
+            queries, passages, self.prompt, truncation=self.truncation
+        )
         return pairs if self._types > 1 else dataclasses.replace(pairs, segments=None)
 
     def with_params(self, params: Params) -> CrossEncoder:
@@ -284,7 +298,8 @@ class CrossEncoder(PicklesByParts):
     def save(self, directory: str | Path) -> None:
         """Writes a model directory, as a whole or not at all; see `write_classifier`.
 
-        sentence-transformers' CrossEncoder and `load_cross_encoder` read it.
+        sentence-transformers' CrossEncoder and `load_cross_encoder` read it. A LoRA adapter is
+        merged, since sentence-transformers does not read a head beside an adapter.
         """
         write_classifier(
             Path(directory),
@@ -297,11 +312,34 @@ class CrossEncoder(PicklesByParts):
             lower_case=self.lower_case,
             chat=self.chat if has_chat_template(self.tokenizer) else None,
             output_layer=self.output_layer,
+            truncation=self.truncation,
+        )
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Writes the LoRA adapter and the head only, in PEFT's format, for a base that is kept.
+
+        PEFT and `load_cross_encoder` read it; see `write_classifier_adapter`.
+
+        Raises:
+            InputError: there is no adapter, the base is not known, or the head is not one of
+                transformers' sequence classifiers.
+        """
+        write_classifier_adapter(
+            Path(directory),
+            self.spec,
+            jax.device_get(self.params),
+            tokenizer=self.tokenizer,
+            base=self.base,
         )
 
 
 def load_cross_encoder(
-    name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
+    name: str | Path,
+    step: int = 0,
+    *,
+    max_length: int = 0,
+    compute_dtype: str = "float32",
+    truncation: str = "",
 ) -> CrossEncoder:
     """Loads a cross-encoder.
 
@@ -312,6 +350,8 @@ def load_cross_encoder(
         step: of a run: the model as it was then; 0: the one that the run wrote.
         max_length: cut pairs at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
+        truncation: see CrossEncoder; "": as the model's files say, or else "longest_first", with
+            which scores of all pairs are those of sentence-transformers.
 
     Raises:
         InputError: if it can't be found or read, is of an unknown architecture or does not
@@ -323,6 +363,7 @@ def load_cross_encoder(
     if model is not None:
         if not isinstance(model, CrossEncoder):
             raise InputError(f"{name}: the run of an embedding model; accepted: a cross-encoder")
+        model.truncation = truncation or model.truncation
         return model
     saved = read_classifier(resolve(str(name)))
     length = max_length or saved.max_length
@@ -337,6 +378,8 @@ def load_cross_encoder(
         lower_case=saved.lower_case,
         chat=saved.chat,
         output_layer=saved.output_layer,
+        base=saved.base,
+        truncation=truncation or saved.truncation,
         compute_dtype=compute_dtype,
     )
 

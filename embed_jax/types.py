@@ -13,6 +13,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
 T = TypeVar("T")
+# What a pair of texts over a model's limit loses, under transformers' names: tokens of the longer
+# text first, or of the second text only.
+LONGEST_FIRST, ONLY_SECOND = TRUNCATIONS = ("longest_first", "only_second")
 AnyArray = jax.Array | np.ndarray  # of JAX or of NumPy
 Number = float | Float[Array, ""]  # an argument of a loss; the latter of one on a schedule
 Params = Any  # a tree of arrays

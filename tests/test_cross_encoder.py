@@ -309,6 +309,33 @@ def test_types_are_packed_with_their_tokens():
 # ---- documented behaviours -----------------------------------------------------------------------
 
 
+def test_only_the_passage_is_cut_if_the_model_or_the_caller_says_so(bert, tmp_path):
+    """The choice is saved; sentence-transformers then cuts alike."""
+    peer = pytest.importorskip("sentence_transformers")
+    query, passages = "the cat plays music " * 8, ["dog " * 60, "dog " * 40, "red " * 9, ""]
+    queries = [query] * len(passages)
+    longest_first = load_cross_encoder(bert)
+    assert longest_first.truncation == "longest_first"
+    ours = load_cross_encoder(bert, truncation="only_second")
+    cut, both_cut = ours.tokenize(queries, passages), longest_first.tokenize(queries, passages)
+    (whole,) = ours.tokenizer.tokenize([query], whole=True)
+    for ids in cut.ids:  # the query is whole
+        assert ids[1 : 1 + len(whole)].tolist() == whole.ids and len(ids) <= LIMIT
+    assert (cut.truncated, len(cut.ids[0])) == (2, LIMIT)
+    assert both_cut.ids[0][1 : 1 + len(whole)].tolist() != whole.ids
+    ours.save(tmp_path)
+    reference = peer.CrossEncoder(str(tmp_path), device="cpu")
+    back = load_cross_encoder(tmp_path)
+    assert back.truncation == "only_second"
+    expected = reference.predict(list(zip(queries, passages, strict=True)))
+    np.testing.assert_allclose(back.score(queries, passages), expected, atol=1e-5)
+    assert np.abs(back.score(queries, passages) - longest_first.score(queries, passages)).max() > 0
+    with pytest.raises(InputError, match="a query takes 60 tokens, which leaves no room for a p"):
+        back.score(["dog " * 60], ["a"])
+    with pytest.raises(InputError, match="unknown truncation 'only_first'"):
+        load_cross_encoder(bert, truncation="only_first")
+
+
 def test_an_empty_passage_is_scored_like_any_other(model):
     """It is the special tokens only, as in sentence-transformers; it is ranked, not left out."""
     queries, passages = ["the cat", "", "the cat"], ["", "", "a dog"]

@@ -84,8 +84,15 @@ def made_model(directory, kind, template=None, **changes):
     }
     if not kind.startswith("Bert"):
         settings |= {"num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
+    if kind.startswith("T5"):
+        settings = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 32}
+        settings |= {"num_layers": 2, "num_heads": 2, "pad_token_id": 0, "eos_token_id": 3}
     torch.manual_seed(0)
-    family = kind.removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
+    family = (
+        kind.removesuffix("EncoderModel")
+        .removesuffix("ForCausalLM")
+        .removesuffix("ForSequenceClassification")
+    )
     config = getattr(transformers, f"{family.removesuffix('Model')}Config")(**settings | changes)
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
@@ -264,7 +271,9 @@ def test_an_adapter_is_merged_as_it_is_saved(language_model, tmp_path):
 # ---- modules -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "labels"), [("BertModel", 1), ("Qwen3Model", 3)])
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("BertModel", 1), ("Qwen3Model", 3), ("T5EncoderModel", 1)]
+)
 def test_modules_that_end_in_scores(kind, labels, tmp_path):
     torch = pytest.importorskip("torch")
     peer = pytest.importorskip("sentence_transformers")
@@ -281,7 +290,7 @@ def test_modules_that_end_in_scores(kind, labels, tmp_path):
     reference = peer.CrossEncoder(
         modules=[
             transformer,
-            Pooling(16, "mean" if kind == "BertModel" else "lasttoken"),
+            Pooling(16, "lasttoken" if kind == "Qwen3Model" else "mean"),
             PeerDense(16, 24, activation_function=gelu),
             PeerDropout(0.3),
             PeerLayerNorm(24),

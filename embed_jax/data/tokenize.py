@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from embed_jax.errors import InputError, one_line
+from embed_jax.types import LONGEST_FIRST, ONLY_SECOND
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
@@ -93,15 +94,26 @@ class Tokenizer:
         return TokenizedTexts(ids, skip, self._count_truncated(encodings))
 
     def encode_pairs(
-        self, queries: Sequence[str], passages: Sequence[str], prompt: str = ""
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        prompt: str = "",
+        *,
+        truncation: str = LONGEST_FIRST,
     ) -> TokenizedTexts:
         """Tokenizes `prompt + query` and passage as one text: `[CLS] query [SEP] passage [SEP]`.
 
-        A pair over the limit loses tokens from the longer of its texts first.
+        Args:
+            queries: N strings.
+            passages: N strings.
+            prompt: a text put before every query.
+            truncation: what a pair over the limit loses, under transformers' names:
+                "longest_first", tokens of the longer of its texts first, or "only_second", tokens
+                of the passage only.
 
         Raises:
-            InputError: there are not as many queries as passages, a text is not a string, or the
-                limit leaves no room for a pair.
+            InputError: there are not as many queries as passages, a text is not a string, the limit
+                leaves no room for a pair, or with "only_second" a query no room for a passage.
         """
         if len(queries) != len(passages):
             raise InputError(
@@ -111,9 +123,13 @@ class Tokenizer:
         check_texts(queries)
         check_texts(passages)
         _check_room(self.backend, self.max_length, pair=True)
-        encodings = self.tokenize(
-            [(prompt + query, passage) for query, passage in zip(queries, passages, strict=True)]
-        )
+        prompted = [prompt + query for query in queries]
+        pairs = list(zip(prompted, passages, strict=True))
+        if truncation == ONLY_SECOND:
+            self._check_queries(prompted)
+            encodings = self.tokenize(pairs, backend=self.passage_cutter)
+        else:
+            encodings = self.tokenize(pairs)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         segments = None
         if "token_type_ids" in self.hf.model_input_names:
@@ -126,6 +142,25 @@ class Tokenizer:
         backend = type(self.backend).from_str(self.backend.to_str())
         backend.no_truncation()
         return backend
+
+    @functools.cached_property
+    def passage_cutter(self) -> Any:
+        """A copy of `backend` that cuts the second text of a pair only."""
+        backend = type(self.backend).from_str(self.backend.to_str())
+        side = self.hf.truncation_side
+        backend.enable_truncation(self.max_length, strategy=ONLY_SECOND, direction=side)
+        return backend
+
+    def _check_queries(self, queries: Sequence[str]) -> None:
+        """Raises an InputError for a query that leaves no room for a passage."""
+        room = self.max_length - self.backend.num_special_tokens_to_add(is_pair=True)
+        unique = list(dict.fromkeys(queries))
+        for query, encoding in zip(unique, self.tokenize(unique, whole=True), strict=True):
+            if len(encoding) >= room:
+                raise InputError(
+                    f"a query takes {len(encoding)} tokens, which leaves no room for a passage in "
+                    f"max_length {self.max_length}: {query[:60]!a}"
+                )
 
     def with_table(self, rows: int) -> Tokenizer:
         """Returns the same tokenizer for a table of `rows` token embeddings.
@@ -159,12 +194,15 @@ class Tokenizer:
         else:
             self.backend.save(str(Path(directory) / "tokenizer.json"))
 
-    def tokenize(self, texts: Sequence[str | tuple[str, str]], *, whole: bool = False) -> list[Any]:
+    def tokenize(
+        self, texts: Sequence[str | tuple[str, str]], *, whole: bool = False, backend: Any = None
+    ) -> list[Any]:
         """Returns the encodings of texts or pairs, as the `tokenizers` library has them.
 
         Args:
             texts: strings, or pairs of them.
             whole: whether texts are taken as they are: neither cut nor put between special tokens.
+            backend: instead of the tokenizer's own, where texts are cut in another way.
 
         Raises:
             InputError: a text is not valid Unicode, or has a token beyond the model's table.
@@ -173,7 +211,7 @@ class Tokenizer:
             if whole:
                 encodings = self.unlimited.encode_batch(texts, add_special_tokens=False)
             else:
-                encodings = self.backend.encode_batch_fast(texts)
+                encodings = (backend or self.backend).encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, from a faulty JSON escape, is not UTF-8
             single = (
                 part for text in texts for part in ([text] if isinstance(text, str) else text)
@@ -354,7 +392,7 @@ def _add_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[
 
 def _set_limit(backend: Any, max_length: int, side: str) -> None:
     _check_room(backend, max_length, pair=False)
-    backend.enable_truncation(max_length, strategy="longest_first", direction=side)
+    backend.enable_truncation(max_length, strategy=LONGEST_FIRST, direction=side)
 
 
 def _check_room(backend: Any, max_length: int, pair: bool) -> None:

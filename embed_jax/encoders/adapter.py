@@ -64,7 +64,12 @@ CHANGES_BASE = (
 
 
 def read_adapter(
-    directory: Path, backbone: Any, base: str, base_directory: Path
+    directory: Path,
+    backbone: Any,
+    base: str,
+    base_directory: Path,
+    *,
+    classifier: Family | None = None,
 ) -> tuple[LoraSpec, Params]:
     """Reads an adapter for a base model, and warns if it may have been made for another one.
 
@@ -73,6 +78,8 @@ def read_adapter(
         backbone: the base's frozen dataclass.
         base: the base's name, for messages.
         base_directory: the directory of the base's Transformer.
+        classifier: the family with its classifier, if the adapter is one of a classifier, whose
+            head `read_saved_modules` reads.
 
     Returns:
         The adapter's settings, and its tree as in `lora.init_lora`, of NumPy arrays.
@@ -84,7 +91,7 @@ def read_adapter(
     """
     config, where = read_json(directory / CONFIG, json_fields.ADAPTER), directory / WEIGHTS
     try:
-        _check(config)
+        _check(config, saves_modules=classifier is not None)
         lora = LoraSpec(
             rank=config["r"],
             alpha=float(config["lora_alpha"]),
@@ -95,9 +102,15 @@ def read_adapter(
     except InputError as error:
         raise InputError(f"{directory / CONFIG}: {error}") from None
     _check_base(where, config, backbone, base, base_directory)
-    family, shapes = lookup("backbone", backbone.family), backbone_shapes(backbone)
+    family = classifier or lookup("backbone", backbone.family)
+    shapes = backbone_shapes(backbone)
     maps = linear_maps(family, shapes)
-    tree = _read_tree(where, family, maps, shapes, lora)
+    tensors = {
+        name: value
+        for name, value in read_safetensors(where).items()
+        if classifier is None or not _is_saved(name, config)
+    }
+    tree = _read_tree(where, tensors, family, maps, shapes, lora)
     modules = _targets(
         maps, {path.rpartition("/")[0] for path in flatten_dict(tree["layers"], sep="/")}
     )
@@ -105,7 +118,43 @@ def read_adapter(
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora), tree
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def is_classifier_adapter(directory: Path) -> bool:
+    """Tells whether a directory holds an adapter of a sequence classifier."""
+    return (directory / CONFIG).is_file() and (
+        read_json(directory / CONFIG, json_fields.ADAPTER).get("task_type") == "SEQ_CLS"
+    )
+
+
+def read_saved_modules(directory: Path, family: Family) -> dict[str, np.ndarray]:
+    """Reads the tensors of modules that an adapter replaces as a whole (PEFT's `modules_to_save`).
+
+    Args:
+        directory: the adapter's directory.
+        family: of the base.
+
+    Returns:
+        The tensors, under the names that they have in the base, without a prefix of the family.
+
+    Raises:
+        InputError: see `read_adapter`.
+    """
+    config, where = read_json(directory / CONFIG, json_fields.ADAPTER), directory / WEIGHTS
+    return {
+        family.without_prefix(name.removeprefix(PREFIX)): value
+        for name, value in read_safetensors(where).items()
+        if _is_saved(name, config)
+    }
+
+
+def _is_saved(name: str, config: Mapping[str, Any]) -> bool:
+    """Tells whether a tensor is one of a module of `modules_to_save`."""
+    # PEFT looks at the ends of modules' names, so "classifier" means "pre_classifier" too.
+    modules = "|".join(map(re.escape, config.get("modules_to_save") or ()))
+    pattern = rf"{re.escape(PREFIX)}.*({modules})\..+"
+    return bool(modules) and ".lora_" not in name and re.fullmatch(pattern, name) is not None
+
+
+def _check(config: Mapping[str, Any], saves_modules: bool) -> None:
     if config.get("peft_type") != "LORA":
         raise InputError(unknown("peft_type", config.get("peft_type"), ["LORA"]))
     for name in ("r", "lora_alpha"):
@@ -114,7 +163,7 @@ def _check(config: Mapping[str, Any]) -> None:
     if config.get("bias", "none") != "none":
         raise InputError(f"bias {config['bias']!r} is not supported; only 'none' is")
     for name in UNSUPPORTED:
-        if config.get(name):
+        if config.get(name) and not (saves_modules and name == "modules_to_save"):
             raise InputError(
                 f"{name} {config[name]!r} is not supported; merge the adapter with PEFT "
                 "(merge_and_unload), and save the whole model"
@@ -163,9 +212,14 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _read_tree(
-    where: Path, family: Family, maps: Mapping[str, Part], shapes: Params, lora: LoraSpec
+    where: Path,
+    tensors: Mapping[str, np.ndarray],
+    family: Family,
+    maps: Mapping[str, Part],
+    shapes: Params,
+    lora: LoraSpec,
 ) -> dict[str, Any]:
-    leaf_tensors = _by_leaf(where, family, maps)
+    leaf_tensors = _by_leaf(where, tensors, family, maps)
     leaves = ("a", "b", "magnitude") if lora.dora else ("a", "b")
     kernels = flatten_dict(shapes["layers"], sep="/")
     tree = {}
@@ -201,12 +255,15 @@ def _read_tree(
 
 
 def _by_leaf(
-    where: Path, family: Family, maps: Mapping[str, Part]
+    where: Path,
+    tensors: Mapping[str, np.ndarray],
+    family: Family,
+    maps: Mapping[str, Part],
 ) -> dict[tuple[str, str], dict[int, np.ndarray]]:
     """Returns each layer's tensors by (our path of the linear map, our leaf)."""
     modules_there = {part.module for part in maps.values()}
     leaf_tensors: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-    for name, value in read_safetensors(where).items():
+    for name, value in tensors.items():
         module, leaf = _parse(name, family, where)
         numbered = re.fullmatch(r"(.*?\.)(\d+)(\..*)", module)
         before, number, after = numbered.groups() if numbered else ("", "", "")
@@ -241,8 +298,7 @@ def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
                 f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
                 f"'{PREFIX}MODULE.lora_A.weight'"
             )
-    prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
-    return module.removeprefix(prefix), LEAVES.get(ending, "")
+    return family.without_prefix(module), LEAVES.get(ending, "")
 
 
 def _tensor_name(module: str, number: int, leaf: str) -> str:
@@ -270,7 +326,15 @@ def check_writable(spec: EncoderSpec) -> None:
             )
 
 
-def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str) -> dict[str, Any]:
+def write_adapter(
+    directory: Path,
+    spec: EncoderSpec,
+    adapter: Params,
+    base: str,
+    *,
+    classifier: Mapping[str, np.ndarray] | None = None,
+    prefix: str = "",
+) -> dict[str, Any]:
     """Writes an adapter so that PEFT, transformers and `read_adapter` read it.
 
     Args:
@@ -278,6 +342,10 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         spec: the encoder's, with the adapter's settings in `spec.lora`.
         adapter: `params["lora"]`.
         base: the base's name: an absolute directory, or a name on the hub.
+        classifier: tensors of a classifier's head, under transformers' names: the adapter is then
+            one of a sequence classifier, and has them as PEFT's `modules_to_save`; None: it is one
+            of an embedding model.
+        prefix: of the backbone's modules in the class that the adapter is of.
 
     Returns:
         The fields of config.json in which the backbone differs from its base; PEFT's format has no
@@ -309,10 +377,15 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     for path, leaf in leaves.items():
         module, _, name = path.rpartition("/")
         for number, value in enumerate(np.asarray(leaf, np.float32)):
-            tensors[_tensor_name(maps[module].module, number, name)] = np.ascontiguousarray(value.T)
+            own_name = _tensor_name(prefix + maps[module].module, number, name)
+            tensors[own_name] = np.ascontiguousarray(value.T)
+    saved = None
+    if classifier is not None:
+        tensors |= {PREFIX + name: value for name, value in classifier.items()}
+        saved = sorted({family.without_prefix(name).split(".")[0] for name in classifier})
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": "FEATURE_EXTRACTION" if classifier is None else "SEQ_CLS",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": lora.rank,
@@ -326,7 +399,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": saved,
         "rank_pattern": {},
         "alpha_pattern": {},
     }

@@ -76,6 +76,10 @@ class Family:
     pooling: str = ""
     shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def without_prefix(self, name: str) -> str:
+        """Returns a tensor's or module's name without the prefix of a bigger model."""
+        return name.removeprefix(next(filter(name.startswith, self.prefixes), ""))
+
 
 def read_fields(config_json: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     """Returns values of config.json under our names, without fields that are absent or null.

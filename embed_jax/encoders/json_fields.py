@@ -139,7 +139,8 @@ ADAPTER = _table(
     (SIZE, "r"),
     (NUMBER, "lora_alpha lora_dropout"),
     (FLAG, "use_rslora use_dora"),
-    (TEXT, "peft_type base_model_name_or_path bias"),
+    (TEXT, "peft_type task_type base_model_name_or_path bias"),
+    (TEXTS, "modules_to_save"),
     (NAMED_NUMBERS, "rank_pattern alpha_pattern"),
 )
 ROUTER = _table((TEXT, "default_route"), (FLAG, "allow_empty_key"), (NAMED_TEXTS, "route_mappings"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules, router
-from embed_jax.encoders.adapter import read_adapter
+from embed_jax.encoders.adapter import is_classifier_adapter, read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
@@ -74,7 +74,8 @@ def model_type(directory: Path) -> str:
     """Returns the kind of a model, as the name of sentence-transformers' class (REGISTRY["model"]).
 
     A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
-    sequence classification model or has a LogitScore, else an embedding model.
+    sequence classification model, or an adapter of one, or has a LogitScore; else an embedding
+    model.
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -89,6 +90,8 @@ def model_type(directory: Path) -> str:
     path = directory / "modules.json"
     if path.is_file():
         scores = any(kind == modules.LOGIT_SCORE for kind, _ in modules.read_entries(path))
+    elif is_adapter(directory):
+        scores = is_classifier_adapter(directory)
     else:
         config = read_optional(directory / "config.json", json_fields.CONFIG)
         scores = first_architecture(config).endswith("ForSequenceClassification")
@@ -249,7 +252,7 @@ def read_first(
     pooler = {
         short: np.array(value, param_dtype(value.dtype))
         for name, value in tensors.items()
-        for short in [name.removeprefix(next(filter(name.startswith, family.prefixes), ""))]
+        for short in [family.without_prefix(name)]
         if short.startswith("pooler.")
     }
     return FirstModule(backbone, params, texts, base, transformer, config, lora, pooler)

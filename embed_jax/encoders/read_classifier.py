@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules
-from embed_jax.encoders.base import is_adapter, read_backbone
+from embed_jax.encoders.adapter import is_classifier_adapter, read_adapter, read_saved_modules
+from embed_jax.encoders.base import base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import LOGIT_SOFTCAPS, classifier_family, classifier_spec
 from embed_jax.encoders.decoder import DecoderConfig
@@ -28,6 +29,7 @@ from embed_jax.encoders.read import (
 )
 from embed_jax.encoders.saved import SavedClassifier
 from embed_jax.encoders.spec import EncoderSpec
+from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import ChatFormat, TextConfig, read_text_config
 from embed_jax.encoders.token_heads import OUTPUT_LAYER
 from embed_jax.encoders.weights import open_tensors, params_from_tensors
@@ -39,12 +41,14 @@ TRUE_TOKEN, FALSE_TOKEN = "yes", "no"  # of a language model whose files name no
 
 @dataclasses.dataclass(frozen=True)
 class _Scorer:
-    """The content of a cross-encoder's modules."""
+    """The content of a cross-encoder's modules; `transformer` has the weights below an adapter."""
 
     spec: EncoderSpec
     params: Params
     texts: TextConfig
     config: Mapping[str, Any]
+    base: str
+    transformer: Path
     output_layer: np.ndarray | None = None
 
     @property
@@ -57,7 +61,8 @@ class _Scorer:
 def read_classifier(directory: Path) -> SavedClassifier:
     """Reads a model that scores pairs of texts, from one of these layouts.
 
-    - transformers' *ForSequenceClassification, also as sentence-transformers' only module;
+    - transformers' *ForSequenceClassification, also as sentence-transformers' only module, or
+      PEFT's adapter of one;
     - a Transformer that is a language model and a LogitScore; a plain directory of a language model
       gets the tokens "yes" and "no", as in sentence-transformers;
     - Transformer, Pooling and heads, of which the last is a Dense that gives "scores".
@@ -78,7 +83,8 @@ def read_classifier(directory: Path) -> SavedClassifier:
     else:
         scorer = _read_modules(directory, folders)
     labels = build_encoder(scorer.spec).dim
-    tokenizer = read_optional(first / "tokenizer_config.json", json_fields.TOKENIZER)
+    place = first if (first / "tokenizer_config.json").is_file() else scorer.transformer
+    tokenizer = read_optional(place / "tokenizer_config.json", json_fields.TOKENIZER)
     return SavedClassifier(
         spec=scorer.spec,
         params=scorer.params,
@@ -86,23 +92,37 @@ def read_classifier(directory: Path) -> SavedClassifier:
         activation=modules.read_score_activation(directory, settings, scorer.config, labels),
         prompt=named_prompts(settings).get(settings.get("default_prompt_name") or "", ""),
         lower_case=scorer.texts.lower_case,
-        tokenizer_directory=first,
+        tokenizer_directory=place,
         chat=ChatFormat() if plain else scorer.texts.chat,
         output_layer=scorer.output_layer,
+        base=scorer.base,
+        truncation=scorer.texts.truncation,
     )
 
 
 def _read_form(transformer: Path) -> _Scorer:
-    """Reads transformers' class of the family."""
+    """Reads transformers' class of the family, or an adapter of it in PEFT's format."""
+    texts = read_text_config(transformer, "sequence-classification", pairs=True)
+    base, place = base_name(transformer), transformer
     if is_adapter(transformer):
-        raise InputError(
-            f"{transformer}: an adapter of a sequence classification model, which is not "
-            "supported; merge it with PEFT (merge_and_unload), and save the whole model"
-        )
-    backbone, _, config = read_backbone(transformer)
+        base, place = find_base(transformer)
+    backbone, _, config = read_backbone(place, texts.changes)
     family, spec = classifier_family(backbone.family), classifier_spec(backbone, config)
-    tensors = open_tensors(transformer)
+    tensors = open_tensors(place)
     out = f"{family.tensors[f'heads/{len(spec.heads) - 1}']}.weight"
+    adapter: Params = {}
+    if place != transformer:
+        lora, adapter[ADAPTER] = read_adapter(transformer, backbone, base, place, classifier=family)
+        saved = read_saved_modules(transformer, family)
+        tensors = {
+            name: value
+            for name, value in tensors.items()
+            if family.without_prefix(name) not in saved
+        } | saved
+        if out in saved:  # the base may have no classifier, or one of other labels
+            labels = {"id2label": None, "num_labels": len(saved[out])}
+            spec = classifier_spec(backbone, {**config, **labels})
+        spec = dataclasses.replace(spec, lora=lora)
     if out not in tensors:
         raise InputError(
             f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
@@ -112,8 +132,8 @@ def _read_form(transformer: Path) -> _Scorer:
     shapes = {**shapes["backbone"], "heads": shapes["heads"]}
     tree = params_from_tensors(family, shapes, tensors, transformer)
     heads = tree.pop("heads")
-    texts = read_text_config(transformer, "sequence-classification", pairs=True)
-    return _Scorer(spec, {"backbone": tree, "heads": heads}, texts, config)
+    params = {"backbone": tree, "heads": heads, **adapter}
+    return _Scorer(spec, params, texts, config, base, place)
 
 
 def _read_language_model(transformer: Path, folder: Path | None) -> _Scorer:
@@ -154,7 +174,7 @@ def _read_language_model(transformer: Path, folder: Path | None) -> _Scorer:
     rows = np.array(table[list(head.token_ids)], param_dtype(table.dtype))
     spec = EncoderSpec(backbone, "last_token", (head,), lora=read.lora)
     params = {**read.params, "heads": {"0": {"rows": rows}}}
-    return _Scorer(spec, params, read.texts, read.config, output_layer)
+    return _Scorer(spec, params, read.texts, read.config, read.base, read.transformer, output_layer)
 
 
 def _read_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> _Scorer:
@@ -175,10 +195,13 @@ def _read_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> _Score
     spec = EncoderSpec(
         read.backbone, **{**fields, "heads": (*fields["heads"], last)}, lora=read.lora
     )
-    return _Scorer(spec, {**read.params, **params}, read.texts, read.config)
+    params = {**read.params, **params}
+    return _Scorer(spec, params, read.texts, read.config, read.base, read.transformer)
 
 
 def _is_language_model(directory: Path) -> bool:
+    if is_adapter(directory) and not is_classifier_adapter(directory):
+        _, directory = find_base(directory)
     config = read_optional(directory / "config.json", json_fields.CONFIG)
     return first_architecture(config).endswith("ForCausalLM")
 

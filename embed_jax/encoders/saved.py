@@ -11,7 +11,7 @@ import numpy as np
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
-from embed_jax.types import Params
+from embed_jax.types import LONGEST_FIRST, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,8 @@ class SavedClassifier:
             not.
         output_layer: a language model's output layer [V, D], of which a LogitScore has a few rows,
             for `write_classifier`; None: it is the table of token embeddings, or not needed.
+        base: the name of the model that the weights, or those below an adapter, are read from.
+        truncation: what pairs over the limit lose; see TextConfig.
     """
 
     spec: EncoderSpec
@@ -90,3 +92,5 @@ class SavedClassifier:
     tokenizer_directory: Path
     chat: ChatFormat | None = None
     output_layer: np.ndarray | None = None
+    base: str = ""
+    truncation: str = LONGEST_FIRST

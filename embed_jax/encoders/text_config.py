@@ -11,6 +11,7 @@ from embed_jax.encoders import json_fields
 from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
+from embed_jax.types import LONGEST_FIRST, TRUNCATIONS
 
 # The first that is there counts; version 2 named the file after the kind of model
 FILES = (
@@ -100,12 +101,14 @@ class TextConfig:
         lower_case: whether texts are put into lower case.
         changes: values that replace those of config.json, by field.
         chat: for pairs that are put into the tokenizer's chat template; None: they are not.
+        truncation: what other pairs lose over the limit; see `Tokenizer.encode_pairs`.
     """
 
     max_length: int = 0
     lower_case: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chat: ChatFormat | None = None
+    truncation: str = LONGEST_FIRST
 
 
 def read_text_config(
@@ -149,7 +152,8 @@ def read_text_config(
             raise InputError(
                 f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}"
             )
-    return TextConfig(length or 0, bool(config.get("do_lower_case")), groups.get(CONFIG, {}), chat)
+    changes, truncation = groups.get(CONFIG, {}), _truncation(path, config)
+    return TextConfig(length or 0, bool(config.get("do_lower_case")), changes, chat, truncation)
 
 
 def write_text_config(directory: Path, config: TextConfig, task: str = "") -> None:
@@ -170,13 +174,38 @@ def write_text_config(directory: Path, config: TextConfig, task: str = "") -> No
         output, name = TASKS[task]
         forward = {"method": "forward", "method_output_name": output}
         modalities = {"text": forward}
+        processing: dict[str, Any] = {}
+        if config.truncation != LONGEST_FIRST:  # sentence-transformers' default
+            processing["text"] = {"truncation": config.truncation}
         if config.chat is not None:
             modalities["message"] = forward | {"format": FORMATS[bool(config.chat.structured)]}
             if config.chat.options:
-                fields["processing_kwargs"] = {"chat_template": dict(config.chat.options)}
+                processing["chat_template"] = dict(config.chat.options)
+        fields |= {"processing_kwargs": processing} if processing else {}
         fields |= {"transformer_task": task, "modality_config": modalities}
         fields |= {"module_output_name": name}
     write_json(directory / FILES[0], fields)
+
+
+def _truncation(path: Path, config: Mapping[str, Any]) -> str:
+    """Returns what pairs over the limit lose.
+
+    Raises:
+        InputError: the tokenizer is to do something else than is supported.
+    """
+    options = (config.get("processing_kwargs") or {}).get("text") or {}
+    if not isinstance(options, dict) or options.keys() - {"padding", "truncation"}:
+        raise InputError(
+            f"{path}: processing_kwargs: text: expected padding, truncation, found {options!r}"
+        )
+    truncation = options.get("truncation", True)
+    if truncation is True:
+        return LONGEST_FIRST
+    if truncation not in TRUNCATIONS:
+        raise InputError(
+            f"{path}: processing_kwargs: text: {unknown('truncation', truncation, TRUNCATIONS)}"
+        )
+    return truncation
 
 
 def _check_task(path: Path, config: Mapping[str, Any], task: str, pairs: bool) -> ChatFormat | None:
@@ -191,8 +220,8 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str, pairs: bool) -
         if value not in (None, expected):
             raise InputError(f"{path}: {field}: expected {expected!r}, found {value!r}")
     modalities, options = config.get("modality_config"), config.get("processing_kwargs") or {}
-    if options and (not pairs or options.keys() != {"chat_template"}):
-        accepted = "chat_template" if pairs else "none"
+    if options and (not pairs or not options.keys() <= {"chat_template", "text"}):
+        accepted = "chat_template, text" if pairs else "none"
         raise InputError(f"{path}: processing_kwargs: expected {accepted}, found {options!r}")
     if modalities is None:
         return None

@@ -391,11 +391,10 @@ def _strip_prefixes(
 ) -> dict[str, np.ndarray]:
     short_tensors: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
-        prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         short = re.sub(
             r"LayerNorm\.(gamma|beta)$",
             lambda old: f"LayerNorm.{OLD_NORM[old[1]]}",
-            name.removeprefix(prefix),
+            family.without_prefix(name),
         )
         if short in short_tensors:
             raise InputError(f"{where}: tensor {short!r} stands there twice, once as {name!r}")

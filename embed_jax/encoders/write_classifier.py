@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from embed_jax.encoders import module_files, modules
+from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.classifier import (
     LOGIT_SOFTCAPS,
     classifier_config,
@@ -24,7 +25,12 @@ from embed_jax.encoders.heads import Dense, LogitScore
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
-from embed_jax.encoders.text_config import ChatFormat, TextConfig, write_text_config
+from embed_jax.encoders.stack import ADAPTER
+from embed_jax.encoders.text_config import (
+    ChatFormat,
+    TextConfig,
+    write_text_config,
+)
 from embed_jax.encoders.token_heads import OUTPUT_LAYER
 from embed_jax.encoders.weights import (
     SHARD_BYTES,
@@ -36,7 +42,7 @@ from embed_jax.encoders.weights import (
 from embed_jax.encoders.write import SavesItself, list_modules, replace_directory
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.types import Params
+from embed_jax.types import LONGEST_FIRST, Params
 
 
 def write_classifier(
@@ -51,6 +57,7 @@ def write_classifier(
     lower_case: bool = False,
     chat: ChatFormat | None = None,
     output_layer: np.ndarray | None = None,
+    truncation: str = LONGEST_FIRST,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a directory for sentence-transformers' CrossEncoder, `read_classifier`, transformers.
@@ -71,6 +78,7 @@ def write_classifier(
         lower_case: see SavedClassifier.
         chat: see SavedClassifier.
         output_layer: see SavedClassifier.
+        truncation: see SavedClassifier.
         shard_bytes: a larger model is written as shards of at most this many bytes.
 
     Raises:
@@ -80,7 +88,7 @@ def write_classifier(
     if spec.lora is not None:
         spec, params = merge_lora(spec, params)
     activation_class = modules.SCORE_ACTIVATIONS[activation]
-    texts = TextConfig(max_length, lower_case, chat=chat)
+    texts = TextConfig(max_length, lower_case, chat=chat, truncation=truncation)
     last = spec.heads[-1] if spec.heads else None
     with replace_directory(directory) as temporary:
         if has_form(spec):
@@ -127,6 +135,41 @@ def write_classifier(
             "activation_fn": activation_class,
         }
         write_json(temporary / "config_sentence_transformers.json", settings)
+
+
+def write_classifier_adapter(
+    directory: Path, spec: EncoderSpec, params: Params, *, tokenizer: SavesItself, base: str
+) -> None:
+    """Writes a classifier's adapter and head in PEFT's format, for `read_classifier` and PEFT.
+
+    It is written whole or not at all. The head is among PEFT's `modules_to_save`, which
+    transformers' own loader, and with it sentence-transformers', leaves out:
+    `peft.PeftModelForSequenceClassification` reads all of it.
+
+    Args:
+        directory: the directory to write.
+        spec: the encoder's, with an adapter.
+        params: the encoder's parameters.
+        tokenizer: writes the tokenizer's files.
+        base: the name of the model that the adapter is put on.
+
+    Raises:
+        InputError: the model has no adapter, or a head that transformers' class of the family
+            lacks; see also `adapter.write_adapter` and `write_classifier`.
+    """
+    if spec.lora is None or not has_form(spec):
+        raise InputError(
+            "an adapter of a cross-encoder: expected a model with an adapter and the head of "
+            f"transformers' class, found {'another head' if spec.lora else 'no adapter'}"
+        )
+    name = spec.backbone.family
+    tensors = tensors_from_params(classifier_family(name), {"heads": params["heads"]})
+    head = {full_name(name, key): value for key, value in tensors.items()}
+    with replace_directory(directory) as temporary:
+        write_adapter(
+            temporary, spec, params[ADAPTER], base, classifier=head, prefix=full_name(name, "")
+        )
+        tokenizer.save(temporary)
 
 
 def _classifier_files(

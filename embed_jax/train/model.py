@@ -123,7 +123,7 @@ class TrainingModel:
         if self.spec.lora is None:
             return False
         result = self.result
-        return lora.merge or not isinstance(result, SentenceEncoder) or not result.base
+        return lora.merge or isinstance(result, RoutedEncoder) or not result.base
 
 
 def longest_text(config: Experiment) -> int:

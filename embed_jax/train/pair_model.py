@@ -32,7 +32,7 @@ from embed_jax.train.objective import Objective, embedding_objective, training_l
 from embed_jax.types import Params
 
 # Of a saved cross-encoder, what its training leaves as it is.
-SAVED_OPTIONS = ("prompt", "lower_case", "chat", "output_layer")
+SAVED_OPTIONS = ("prompt", "lower_case", "chat", "output_layer", "base", "truncation")
 UNUSED = ("query", "layers", "pooling", "mlp", "token_head", "guide", "teacher", "append_eos")
 
 
@@ -78,6 +78,7 @@ def initial_cross_encoder(config: Experiment, loss: Loss) -> TrainingModel:
     dtype = compute_dtype(config.model.compute_dtype)
     # Scores of labels from 0 to 1 are probabilities; others are only compared with each other.
     options["activation"] = "sigmoid" if loss.name == "binary_cross_entropy" else "identity"
+    options |= {"truncation": config.data.truncation} if config.data.truncation else {}
     devices = config.train.devices
     model = CrossEncoder(spec, params, tokenizer, compute_dtype=dtype, devices=devices, **options)
     encoder = build_encoder(spec, compute_dtype=dtype, remat=config.model.remat)
@@ -107,7 +108,8 @@ def _start(
         check_length(longest, base.spec.backbone, field)
         spec = make_classifier(base.spec.backbone, num_labels)
         params = {**build_encoder(spec).init(key), "backbone": base.params["backbone"]}
-        return spec, _with_pooler(params, base.pooler), tokenizer_of(base, longest), {}
+        options = {"base": base.settings.base}
+        return spec, _with_pooler(params, base.pooler), tokenizer_of(base, longest), options
     saved = read_classifier(directory)
     check_length(longest, saved.spec.backbone, field)
     if (labels := build_encoder(saved.spec).dim) != num_labels:

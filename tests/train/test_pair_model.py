@@ -1,6 +1,7 @@
 """Cross-encoders: gradients on devices and in groups, learning, saving, resuming, refusals."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import embed_jax
 from embed_jax.config import Experiment
@@ -15,6 +17,10 @@ from embed_jax.config_file import override
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
+from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.heads import LogitScore
+from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.errors import InputError
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.mesh import split_groups
@@ -23,6 +29,7 @@ from embed_jax.registry import REGISTRY, lookup
 from embed_jax.train.assembly import assemble
 from embed_jax.train.fit import fit
 from embed_jax.train.pair_model import initial_cross_encoder, pair_loss, pair_objective
+from embed_jax.train.sources import ONLY
 from embed_jax.world import make_columns
 
 WORDS = "cat dog house river music guitar red blue city train".split()
@@ -192,6 +199,67 @@ def test_a_run_is_loaded_whole_and_at_a_step(trained, tmp_path):
         assert embed_jax.load_model(copied, max_length=20).max_length == 20
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory, tiny_tokenizer):
+    """Returns a directory with a small random decoder that scores by two tokens."""
+    tokenizer = load_tokenizer(tiny_tokenizer, 32)
+    backbone = random_spec("decoder-tiny", vocab_size=tokenizer.vocab_size).backbone
+    spec = EncoderSpec(backbone, "last_token", (LogitScore(backbone.hidden_size, 7, 9),))
+    directory = tmp_path_factory.mktemp("decoder") / "model"
+    params = build_encoder(spec).init(jax.random.key(0))
+    CrossEncoder(spec, params, tokenizer, activation="identity").save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_of_an_adapter_only_itself_and_the_head_move(
+    kind, config, sources, tiny_cross_encoder, language_model, tmp_path
+):
+    start = tiny_cross_encoder() if kind == "classifier" else language_model
+    config = changed(
+        config,
+        model__name=str(start),
+        model__tokenizer="",
+        model__dropout=-1.0 if kind == "classifier" else 0.0,
+        lora__rank=2,
+        lora__dropout=0.1,
+        checkpoint__every=2,
+        checkpoint__keep=5,
+    )
+    base, workdir, again = load_cross_encoder(start), tmp_path / "run", tmp_path / "again"
+
+    def train(directory):
+        model = initial_cross_encoder(config, pair_loss(config))
+        fit(
+            config, directory, sources=sources, evaluators={}, model=model, objective=pair_objective
+        )
+
+    train(workdir)
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "model")
+    shutil.rmtree(again / "checkpoints" / "4")
+    train(again)
+    model, resumed = (load_cross_encoder(directory, 4) for directory in (workdir, again))
+    assert model.spec == dataclasses.replace(base.spec, lora=model.spec.lora)
+    for x, y in zip(*map(jax.tree.leaves, (model.params, resumed.params)), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    jax.tree.map(np.testing.assert_array_equal, model.params["backbone"], base.params["backbone"])
+    for x, y in zip(*(jax.tree.leaves(m.params["heads"]) for m in (model, base)), strict=True):
+        assert not np.array_equal(x, y)
+    changes = flatten_dict(model.params["lora"], sep="/")
+    assert all(np.asarray(leaf).any() for leaf in changes.values())
+    assert {path.rpartition("/")[2] for path in changes} == {"a", "b"}
+
+    # The model that the run wrote has the adapter merged.
+    written, pairs = load_cross_encoder(workdir), [["cat dog"], ["dog cat house"]]
+    assert written.spec == base.spec
+    np.testing.assert_allclose(written.logits(*pairs), model.logits(*pairs), atol=1e-5)
+    if kind == "classifier":
+        model.save_adapter(tmp_path / "adapter")
+        back = load_cross_encoder(tmp_path / "adapter")
+        np.testing.assert_array_equal(back.logits(*pairs), model.logits(*pairs))
+
+
 def test_a_trained_one_goes_on_with_its_head(trained, config):
     _, workdir = trained
     model = initial_cross_encoder(
@@ -235,6 +303,36 @@ def test_what_has_no_meaning_is_refused_in_one_line(config, sources, fields, mes
     config = changed(config, **fields)
     with pytest.raises(InputError, match=message) as error:
         gradient(config, sources)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "field", "value", "message"),
+    [
+        (
+            "binary_cross_entropy",
+            "score",
+            5.0,
+            "record 3: score 5, config.loss.name='binary_cross_entropy' fits 0 to 1",
+        ),
+        (
+            "pair_cross_entropy(num_labels=2)",
+            "label",
+            2,
+            r"record 3: label 2, config.loss.name='pair_cross_entropy\(.*' accepts 0 to 1",
+        ),
+    ],
+)
+def test_a_label_outside_the_range_is_named_with_its_record(config, loss, field, value, message):
+    records = [
+        {"sentence1": "a cat", "sentence2": f"a dog {number}", field: number % 2}
+        for number in range(8)
+    ]
+    records[3][field] = value
+    sources = {ONLY: RecordSource(records, record_fields(records))}
+    config = changed(config, loss__name=loss, batch__in_batch_negatives=0)
+    with pytest.raises(InputError, match=message) as error:
+        assembled(config, sources)
     assert "\n" not in str(error.value)
 
 
