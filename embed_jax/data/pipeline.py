@@ -66,7 +66,7 @@ class RecordSource:
 # A data set, its index, a record's index in it, and the record.
 Example = tuple[RecordSource, int, int, Record]
 # The texts of each example, as many for all of them.
-Rows = list[list[str | None]]
+TextRows = list[list[str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class BatchMaker:
             rows, examples = self._with_negatives(rows, examples, step)[own], examples[own]
         return self._pack_examples(examples, rows, step)
 
-    def _with_negatives(self, rows: Rows, examples: Sequence[Example], step: int) -> Rows:
+    def _with_negatives(self, rows: TextRows, examples: Sequence[Example], step: int) -> TextRows:
         """Adds the positives of other examples to the texts of each; see `draw_negatives`."""
         keys = [
             apply_to_record(source.fields.keys, record, index) if source.fields.keys else ()
@@ -139,7 +139,7 @@ class BatchMaker:
         drawn = draw_negatives(rows, keys, number=number, seed=self.seed, step=step)
         return [[*row, *negatives] for row, negatives in zip(rows, drawn, strict=True)]
 
-    def _pack_examples(self, examples: Sequence[Example], rows: Rows, step: int) -> Batch:
+    def _pack_examples(self, examples: Sequence[Example], rows: TextRows, step: int) -> Batch:
         which = np.array([number for _, number, _, _ in examples])
         hashes = np.array(
             [[text_hash(text) for text in row] for row in rows], np.uint32
