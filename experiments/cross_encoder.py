@@ -111,7 +111,13 @@ def shortlist(config: Experiment, task: SearchTask) -> Shortlist:
     retrieval_task = make_retrieval_task(
         task, ignore_identical_ids=config.eval.ignore_identical_ids
     )
-    return make_shortlist(retrieval_task, search, name, depth=config.eval.depth)
+    return make_shortlist(
+        retrieval_task,
+        search,
+        name,
+        depth=config.eval.depth,
+        with_positives=config.eval.with_positives,
+    )
 
 
 def main() -> None:

@@ -80,12 +80,13 @@ def make_shortlist(
         first_stage: its name, for tables.
         depth: results of a query that are reranked.
         with_positives: put every relevant document into the shortlist, and leave out what is beyond
-            `depth`, so that only the reranker is measured.
+            `depth`, so that only the reranker is measured; the first stage's name says so.
     """
     began = time.perf_counter()
     run = task.search(search, depth)
     if with_positives:
         run = add_positives(run, task.qrels, task.corpus, depth=depth)
+        first_stage = f"{first_stage} with positives"
     return Shortlist(task, run, first_stage, depth, time.perf_counter() - began)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embed_jax.errors import InputError
+import numpy as np
+
+from embed_jax.errors import InputError, warn
 from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.retrieval.topk import Run
 
@@ -20,7 +22,8 @@ def rerank(
     """Orders the first results of each query by the scores of query and document.
 
     All pairs are scored in one call, so that the scorer can pack them by length. Of equal scores
-    the larger document id comes first, as trec_eval has it.
+    the larger document id comes first, as trec_eval has it. A warning says if the scores tell no
+    query's documents apart, as those of a model whose training failed.
 
     Args:
         score: scores pairs of texts, higher is better.
@@ -51,12 +54,23 @@ def rerank(
     by_query: dict[str, dict[str, float]] = {query: {} for query in run}
     for (query, document), value in zip(pairs, scores.tolist(), strict=True):
         by_query[query][document] = value
+    _warn_of_equal_scores(by_query)
     return {
         query: dict(
             sorted(sorted(results.items(), reverse=True), key=lambda item: item[1], reverse=True)
         )
         for query, results in by_query.items()
     }
+
+
+def _warn_of_equal_scores(run: Run) -> None:
+    several = [list(results.values()) for results in run.values() if len(results) > 1]
+    # Packing rounds the scores of one pair differently by this much.
+    if several and all(np.ptp(scores) <= 1e-6 * max(map(abs, [1, *scores])) for scores in several):
+        warn(
+            f"rerank: the scores of all documents are equal for each of {len(several)} queries, so "
+            "that this reranker cannot order them"
+        )
 
 
 def add_positives(

@@ -60,14 +60,20 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         default=100,
         help="how many results of a query --rerank orders (default: 100)",
     )
+    retrieval.add_argument(
+        "--with-positives",
+        action="store_true",
+        help="put every relevant document among those that --rerank orders",
+    )
 
     def check(args: argparse.Namespace) -> None:
         embedders.check_arguments(args, parser)
         for option in ("k", "baseline", "ignore_identical_ids", "rerank"):
             if args.task != "retrieval" and getattr(args, option) != parser.get_default(option):
                 parser.error(f"--{option.replace('_', '-')} is for --task retrieval")
-        if args.depth != parser.get_default("depth") and not args.rerank:
-            parser.error("--depth is for --rerank")
+        for option in ("depth", "with_positives"):
+            if getattr(args, option) != parser.get_default(option) and not args.rerank:
+                parser.error(f"--{option.replace('_', '-')} is for --rerank")
         if args.depth < 1:
             parser.error(f"--depth: expected 1 or more, found {args.depth}")
 
@@ -103,7 +109,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ]
     else:
         for entry, task in zip(entries, tasks, strict=True):
-            shortlist = make_shortlist(task, task.search_by(system), system.name, depth=args.depth)
+            shortlist = make_shortlist(
+                task,
+                task.search_by(system),
+                system.name,
+                depth=args.depth,
+                with_positives=args.with_positives,
+            )
             stages.append(
                 compare_stages(entry, shortlist, reranker, reranker.name, training=training)
             )

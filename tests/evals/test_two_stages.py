@@ -9,6 +9,7 @@ from embed_jax.evals.results import read_result
 from embed_jax.evals.retrieval import make_retrieval_task
 from embed_jax.evals.suite import Entry
 from embed_jax.evals.two_stages import METRICS, compare_stages, make_shortlist
+from embed_jax.retrieval.rerank import rerank
 
 CORPUS = {f"d{number}": "x " * number for number in range(1, 21)}
 QUERIES = {"q1": "a", "q2": "b", "q3": "c"}
@@ -48,6 +49,26 @@ def test_positives_can_be_put_into_the_shortlist(task):
         "q3": ["d20", "d19", "d18"],
     }
     assert shortlist.rerank(shortest_first).metrics["mrr@10"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert shortlist.first_stage == "long with positives"
+
+
+def test_scores_that_tell_nothing_apart_are_said_and_ties_go_by_id(task):
+    shortlist = make_shortlist(task, longest_first, "long", depth=4)
+    with pytest.warns(UserWarning) as caught:
+        equal = shortlist.rerank(lambda queries, passages: np.full(len(passages), 0.5, np.float16))
+    assert [str(warning.message) for warning in caught] == [
+        "rerank: the scores of all documents are equal for each of 3 queries, so that this "
+        "reranker cannot order them"
+    ]
+    # d20 is the largest of the ids d17 to d20, and of the whole shortlist.
+    assert equal.metrics["mrr@10"] == task.score(shortlist.run).metrics["mrr@10"]
+
+    def rounded(queries, passages):  # one is apart, the others round to the same number
+        exact = [1.0 + 1e-5 * len(text) - ("x " * 19 == text) for text in passages]
+        return np.array(exact, np.float16)
+
+    ranking = rerank(rounded, shortlist.run, CORPUS, QUERIES, depth=4)
+    assert [list(results) for results in ranking.values()] == 3 * [["d20", "d18", "d17", "d19"]]
 
 
 def test_the_file_is_the_result_of_both_stages(task, tmp_path):

@@ -138,6 +138,19 @@ def test_retrieval_is_scored_before_and_after_reranking(
     assert (result["reranker"], result["depth"]) == (str(cross_encoder), 10)
 
 
+def test_every_relevant_document_is_reranked_if_asked_for(
+    run, refused, tiny_model, cross_encoder, beir, tmp_path
+):
+    output = tmp_path / "results.json"
+    line = ["--model", tiny_model, "--task", "retrieval", "--data", beir, "--k", "5,20"]
+    assert "--with-positives is for --rerank" in refused(evaluate, "run", *line, "--with-positives")
+    line += ["--rerank", cross_encoder, "--depth", "2", "--with-positives", "--output", output]
+    assert run(evaluate, "run", *line)[0] == 0
+    result = json.loads(output.read_text())
+    assert result["first_stage"]["model"] == f"{tiny_model} with positives"
+    assert result["metrics"]["recall@20"] == result["first_stage"]["metrics"]["recall@20"] == 1
+
+
 def test_several_data_sets_have_a_table_for_each_stage(
     run, tiny_model, cross_encoder, beir, tmp_path
 ):
