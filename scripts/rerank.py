@@ -94,6 +94,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=5,
         help="queries for the time, the first ones (default: %(default)s)",
     )
+    command.add_argument(
+        "--depth", type=int, default=0, help="use the N best of each query (default: all)"
+    )
     command.add_argument("--output", required=True, type=Path, help="JSON file for the results")
 
     command = add_command("table", write_table, "one Markdown table of comparisons")
@@ -101,7 +104,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     command.add_argument("--output", required=True, type=Path, help="the .md file to write")
 
     args = parser.parse_args(argv)
-    for option, least in (("depth", 1), ("sample", 0), ("timed_queries", 1)):
+    least_depth = int(args.command == "shortlist")
+    for option, least in (("depth", least_depth), ("sample", 0), ("timed_queries", 1)):
         if getattr(args, option, least) < least:
             parser.error(
                 f"--{option.replace('_', '-')}: expected {least} or more, found "
@@ -159,7 +163,9 @@ def write_comparison(args: argparse.Namespace, path: Path) -> None:
     from embed_jax.retrieval.annotate import read_score_file
     from embed_jax.runtime import environment
 
-    runs = {name: read_trec_run(file) for name, file in named(args.run, "run").items()}
+    runs = {
+        name: read_trec_run(file, args.depth) for name, file in named(args.run, "run").items()
+    }
     stored = {name: read_score_file(file) for name, file in named(args.scores, "scores").items()}
     models = {name: load_cross_encoder(file) for name, file in named(args.model, "model").items()}
     if unknown := models.keys() - stored.keys():

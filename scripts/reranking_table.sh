@@ -1,61 +1,64 @@
 #!/usr/bin/env bash
-# The table of rerankers: WikiQA, SciFact and NFCorpus; the shortlists of BM25 and all-MiniLM-L6-v2; no reranker, and
-# cross-encoders from all-MiniLM-L6-v2 by binary cross entropy, by LambdaLoss, and distilled:
-#   bash scripts/reranking_table.sh DATA runs/reranking_table
-# DATA has wikiqa_rerank, scifact and nfcorpus_filtered. A third argument goes to every training. PYTHON names the
-# interpreter; QUERIES is the size of each test sample, DEPTH the length of the shortlists. Every step is skipped where
-# its result is there, or resumes: with more QUERIES than before only new pairs are scored.
+# The table of rerankers: the shortlists of BM25 and all-MiniLM-L6-v2 on WikiQA, SciFact and NFCorpus; no reranker, and
+# cross-encoders from all-MiniLM-L6-v2 by binary cross entropy, by LambdaLoss, and distilled from the first:
+#   bash scripts/reranking_table.sh DATA runs/reranking_table [wikiqa] [scifact] [nfcorpus]
+# DATA has wikiqa_rerank, scifact and nfcorpus_filtered. Every step is skipped where its result is there, or resumes: of
+# more QUERIES or a larger DEPTH only new pairs are scored. Variables: LISTS, training lists of a data set; LENGTH, tokens
+# of a pair; QUERIES, the size of a test sample; DEPTH, at most 100, that is reranked; STAGES, the searches; PYTHON, the interpreter; MORE, options
+# of every training.
 set -euo pipefail
-data=$1 out=$2 more=${3:-}
-python=${PYTHON:-python} queries=${QUERIES:-100} depth=${DEPTH:-100}
+data=$1 out=$2
+shift 2
+sets=("${@:-wikiqa scifact nfcorpus}")
+python=${PYTHON:-python} queries=${QUERIES:-100} depth=${DEPTH:-100} lists=${LISTS:-600} length=${LENGTH:-128}
 minilm=sentence-transformers/all-MiniLM-L6-v2
-names=(wikiqa scifact nfcorpus)
-declare -A task=([wikiqa]="pool:$data/wikiqa_rerank" [scifact]="$data/scifact" [nfcorpus]="$data/nfcorpus_filtered")
-declare -A train_split=([wikiqa]=train [scifact]=train [nfcorpus]=dev)
-lists=${LISTS:-600} # of each data set
 mkdir -p "$out"
 
-# 1. Training lists: of each data set a sample of relevant pairs, each with seven passages that a search finds instead.
-for name in "${names[@]}"; do
-    [ -e "$out/mined.$name.jsonl" ] || "$python" -m scripts.mine --beir "${task[$name]}" --split "${train_split[$name]}" \
-        --strategy bm25,dense --model "$minilm" --number 7 --rank-max 50 --sampling random \
-        --output "$out/mined.$name.jsonl"
-done
-[ -e "$out/lists.jsonl" ] || for name in "${names[@]}"; do
-    shuf -n "$lists" --random-source="$out/mined.$name.jsonl" "$out/mined.$name.jsonl"
-done > "$out/lists.jsonl"
-
-# 2. Rerankers by two losses; the first is the teacher of the third.
-train() { # train NAME CUT LISTS
-    [ -e "$out/$1/model" ] || "$python" -m experiments.cross_encoder \
-        --config="configs/cross_encoder/three_sets.py$2" --config.data.train="$3" --workdir="$out/$1" $more
+train() { # train SET NAME CUT LISTS
+    [ -e "$out/$1/$2/model" ] || "$python" -m experiments.cross_encoder \
+        --config="configs/cross_encoder/mined_lists.py$3" --config.data.train="$4" \
+        --config.data.max_length="$length" --workdir="$out/$1/$2" ${MORE:-}
 }
-train bce "" "$out/lists.jsonl"
-train lambda :lambda_rank "$out/lists.jsonl"
-"$python" -m scripts.annotate --data "$out/lists.jsonl" --model "$out/bce/model" --activation identity \
-    --scores "$out/teacher.jsonl" --output "$out/annotated.jsonl"
-train distilled :distilled "$out/annotated.jsonl"
 
-# 3. Shortlists of a sample of test queries, and the scores of the union of both, once for each reranker.
-for name in "${names[@]}"; do
-    for stage in "BM25=bm25" "MiniLM=$minilm"; do
-        file="$out/$name.${stage%%=*}.$queries.trec"
-        [ -e "$file" ] || "$python" -m scripts.rerank shortlist --data "${task[$name]}" --first-stage "${stage#*=}" \
-            --depth "$depth" --sample "$queries" --output "$file"
+for name in ${sets[*]}; do
+    case $name in
+    wikiqa) task=pool:$data/wikiqa_rerank split=train ;;
+    scifact) task=$data/scifact split=train ;;
+    nfcorpus) task=$data/nfcorpus_filtered split=dev ;; # it comes without the training split
+    *) echo "unknown data set $name" >&2 && exit 2 ;;
+    esac
+    at=$out/$name
+    mkdir -p "$at"
+
+    # 1. Training lists: a sample of relevant pairs, each with seven passages that a search finds instead.
+    [ -e "$at/mined.jsonl" ] || "$python" -m scripts.mine --beir "$task" --split "$split" --strategy bm25,dense \
+        --model "$minilm" --number 7 --rank-max 50 --sampling random --output "$at/mined.jsonl"
+    shuf -n "$lists" --random-source="$at/mined.jsonl" "$at/mined.jsonl" > "$at/lists.jsonl"
+
+    # 2. Rerankers; the first is the teacher of the third.
+    train "$name" bce "" "$at/lists.jsonl"
+    train "$name" lambda :lambda_rank "$at/lists.jsonl"
+    "$python" -m scripts.annotate --data "$at/lists.jsonl" --model "$at/bce/model" --activation identity \
+        --scores "$at/scores.bce.jsonl" --output "$at/annotated.jsonl"
+    train "$name" distilled :distilled "$at/annotated.jsonl"
+
+    # 3. Shortlists of a sample of test queries.
+    runs=() named=()
+    for stage in ${STAGES:-BM25=bm25 MiniLM=$minilm}; do
+        file=$at/${stage%%=*}.$queries.trec
+        [ -e "$file" ] || "$python" -m scripts.rerank shortlist --data "$task" --first-stage "${stage#*=}" \
+            --sample "$queries" --output "$file"
+        runs+=(--run "$file") named+=(--run "${stage%%=*}=$file")
     done
+
+    # 4. Scores of the union of the shortlists, once for each reranker, and what each makes of each shortlist.
+    scores=()
     for model in bce lambda distilled; do
-        "$python" -m scripts.annotate --beir "${task[$name]}" --split test --run "$out/$name.BM25.$queries.trec" \
-            --run "$out/$name.MiniLM.$queries.trec" --model "$out/$model/model" --activation identity --scores-only \
-            --output "$out/scores.$model.jsonl"
+        "$python" -m scripts.annotate --beir "$task" --split test "${runs[@]}" --depth "$depth" \
+            --model "$at/$model/model" --activation identity --scores-only --output "$at/scores.$model.jsonl"
+        scores+=(--scores "$model=$at/scores.$model.jsonl" --model "$model=$at/$model/model")
     done
+    "$python" -m scripts.rerank compare --data "$task" "${named[@]}" --depth "$depth" "${scores[@]}" \
+        --output "$out/$name.json"
 done
-
-# 4. The comparison on each data set, with milliseconds per query, and one table.
-for name in "${names[@]}"; do
-    "$python" -m scripts.rerank compare --data "${task[$name]}" --run "BM25=$out/$name.BM25.$queries.trec" \
-        --run "MiniLM=$out/$name.MiniLM.$queries.trec" --scores "BCE=$out/scores.bce.jsonl" \
-        --scores "LambdaLoss=$out/scores.lambda.jsonl" --scores "distilled=$out/scores.distilled.jsonl" \
-        --model "BCE=$out/bce/model" --model "LambdaLoss=$out/lambda/model" \
-        --model "distilled=$out/distilled/model" --output "$out/$name.json"
-done
-"$python" -m scripts.rerank table "$out"/{wikiqa,scifact,nfcorpus}.json --output "$out/table.md"
+"$python" -m scripts.rerank table "$out"/*.json --output "$out/table.md"
