@@ -10,6 +10,7 @@ it trains, and at the end, it reranks the shortlist that a first stage found (`e
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.config import Experiment
@@ -43,8 +44,7 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
     loss = pair_loss(config)
 
     # Data: a query and its candidates, and search tasks for validation and test.
-    source, validation, tasks = open_pairs(config)
-    source = with_scores(mine_negatives(config, source, loss, workdir), loss)
+    sources, validation, tasks = read_data(config, workdir)
 
     # Evaluation: the order of a fixed shortlist.
     shortlists = {split: shortlist(config, task) for split, task in tasks.items()}
@@ -56,9 +56,9 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
     result = fit(
         config,
         workdir,
-        sources={ONLY: source},
+        sources=sources,
         evaluators=evaluators,
-        validation=validation if source.fields.score is None else [],
+        validation=validation,
         model=initial_cross_encoder(config, loss),
         objective=pair_objective,
     )
@@ -76,6 +76,16 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
         if is_first_host():
             stages.write(workdir / "reranking.json")
     return result
+
+
+def read_data(
+    config: Experiment, workdir: Path
+) -> tuple[dict[str, RecordSource], Sequence, dict[str, SearchTask]]:
+    """Reads the training data, validation records, and the search tasks by their split."""
+    loss = pair_loss(config)
+    source, validation, tasks = open_pairs(config)
+    source = with_scores(mine_negatives(config, source, loss, workdir), loss)
+    return {ONLY: source}, validation if source.fields.score is None else [], tasks
 
 
 def mine_negatives(

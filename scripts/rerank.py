@@ -163,9 +163,7 @@ def write_comparison(args: argparse.Namespace, path: Path) -> None:
     from embed_jax.retrieval.annotate import read_score_file
     from embed_jax.runtime import environment
 
-    runs = {
-        name: read_trec_run(file, args.depth) for name, file in named(args.run, "run").items()
-    }
+    runs = {name: read_trec_run(file, args.depth) for name, file in named(args.run, "run").items()}
     stored = {name: read_score_file(file) for name, file in named(args.scores, "scores").items()}
     models = {name: load_cross_encoder(file) for name, file in named(args.model, "model").items()}
     if unknown := models.keys() - stored.keys():

@@ -14,6 +14,7 @@ from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
+from embed_jax.encoders.heads import Dropout
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import is_cross_encoder, read_model
 from embed_jax.encoders.read_classifier import read_classifier
@@ -72,7 +73,12 @@ def initial_cross_encoder(config: Experiment, loss: Loss) -> TrainingModel:
     spec, params, tokenizer, options = _start(config, loss.about.classes or 1, longest, key)
     if config.model.dropout >= 0:
         rates = {"hidden_dropout": config.model.dropout, "attention_dropout": config.model.dropout}
-        spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
+        heads = tuple(
+            Dropout(config.model.dropout) if isinstance(head, Dropout) else head
+            for head in spec.heads
+        )
+        backbone = dataclasses.replace(spec.backbone, **rates)
+        spec = dataclasses.replace(spec, backbone=backbone, heads=heads)
     params = store_frozen(params, config.lora)
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
     dtype = compute_dtype(config.model.compute_dtype)

@@ -13,6 +13,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
+from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.data.sources.sts import read_sts
@@ -22,9 +23,14 @@ from embed_jax.evals.sts import sts_evaluator
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.world import local_world
 from embed_jax.train.fit import fit
+from embed_jax.train.pair_model import initial_cross_encoder, pair_loss, pair_objective
 from embed_jax.train.sources import ONLY
 from embed_jax.world import make_columns
-from scripts import replicate
+from experiments import cross_encoder
+from scripts.replicate import __main__ as replicate
+from scripts.replicate.embedders import embedder_peer, peer_loss
+from scripts.replicate.pairs import pair_peer
+from scripts.replicate.training import train
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
@@ -108,7 +114,7 @@ def test_the_same_losses_and_parameters(kind, fields, names, source, settings, t
     config = settings(eval__sts=str(sts) if "eval__metric" in fields else "", **fields)
     evaluators = {"sts": sts_evaluator(*read_sts(sts))} if config.eval.sts else {}
     fit(config, tmp_path / "ours", sources=source(kind), evaluators=evaluators)
-    replicate.train(config, tmp_path / "theirs", source(kind))
+    train(config, tmp_path / "theirs", source(kind), embedder_peer)
 
     ours, reference = lines(tmp_path / "ours"), lines(tmp_path / "theirs")
     assert [line["step"] for line in ours] == [line["step"] for line in reference]
@@ -122,6 +128,56 @@ def test_the_same_losses_and_parameters(kind, fields, names, source, settings, t
         left.params,
         right.params,
     )
+
+
+@pytest.mark.slow
+def test_a_cross_encoder_takes_the_same_steps(tiny_tokenizer, sentences, settings, tmp_path):
+    """Losses, and at the end the scores of pairs, without dropout."""
+    config = settings(
+        model__name="random:tiny",
+        model__tokenizer=str(tiny_tokenizer),
+        loss__name="binary_cross_entropy(pos_weight=2)",
+        eval__every=-1,
+    )
+    records = [
+        {"anchor": sentences[n], "positive": sentences[n + 40], "negative": sentences[n + 80]}
+        for n in range(32)
+    ]
+    data = RecordSource(records, record_fields(records))
+    sources = {ONLY: cross_encoder.with_scores(data, pair_loss(config))}
+    fit(
+        config,
+        tmp_path / "ours",
+        sources=sources,
+        evaluators={},
+        model=initial_cross_encoder(config, pair_loss(config)),
+        objective=pair_objective,
+    )
+    train(config, tmp_path / "theirs", sources, pair_peer)
+    ours, reference = lines(tmp_path / "ours"), lines(tmp_path / "theirs")
+    for name in ("loss", "learning_rate", "grad_norm"):
+        left, right = ([line[name] for line in run if name in line] for run in (ours, reference))
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-9, err_msg=name)
+    left, right = (
+        load_cross_encoder(str(tmp_path / run / "model")).logits(sentences[:8], sentences[20:28])
+        for run in ("ours", "theirs")
+    )
+    np.testing.assert_allclose(left, right, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"loss__name": "rank_net"}, "'rank_net' is not replicated; accepted: binary_cross_ent"),
+        (
+            {"loss__name": "binary_cross_entropy", "batch__in_batch_negatives": 1},
+            "in_batch_negatives=1: not trained with sentence-transformers",
+        ),
+    ],
+)
+def test_other_cross_encoders_are_refused(fields, message, settings):
+    with pytest.raises(InputError, match=message):
+        pair_peer(settings(**fields), {})
 
 
 DIM = 6
@@ -160,7 +216,7 @@ def test_each_loss_is_ours(expression, columns):
     loss = build_loss(expression)
     params = loss.init(DIM, jax.random.key(0))
     labels = torch.tensor(label if "label" in loss.about.needs else label / 4)
-    reference = replicate.peer_loss(loss, params, Given())(
+    reference = peer_loss(loss, params, Given())(
         [{"given": torch.tensor(embedding)} for embedding in embeddings], labels
     )
 
@@ -202,7 +258,7 @@ def test_what_the_peer_has_not_is_refused_before_anything_is_written(
     kind, loss, message, source, settings, tmp_path
 ):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
-        replicate.train(settings(loss__name=loss), tmp_path / "run", source(kind))
+        train(settings(loss__name=loss), tmp_path / "run", source(kind), embedder_peer)
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
