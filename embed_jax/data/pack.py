@@ -237,7 +237,8 @@ def assign_rows(
     # Rows by the number of free slots in them; bit n of `open_rooms` is set if rooms[n] is not
     # empty, so that the tightest fit is one bit operation away.
     rooms: list[list[int]] = [[] for _ in range(int(row_lengths.max()) + 1)]
-    open_rooms, opened = 0, []
+    opened: list[int] = []
+    open_rooms = 0
     by_length = np.argsort(-lengths, kind="stable")
     for sentence, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):
         if not length:
@@ -292,10 +293,10 @@ def fill_rows(
         sentence.reshape(-1)[slots] = np.repeat(number, lengths)
         position.reshape(-1)[slots] = place
         pooled.reshape(-1)[slots] = place >= np.repeat(np.broadcast_to(skip, len(lengths)), lengths)
-        if segment is not None:
+        if segment is not None and segments is not None:
             segment.reshape(-1)[slots] = np.concatenate(segments)
     key_sentence = None if marks is None else sentence.copy()
-    if total and key_sentence is not None:
+    if total and key_sentence is not None and marks is not None:
         mark = np.concatenate(marks)
         pooled.reshape(-1)[slots] &= mark & UNPOOLED == 0
         key_sentence.reshape(-1)[slots[mark & UNSEEN > 0]] = sentences

@@ -227,23 +227,23 @@ def _read_tree(
         layers, inputs, outputs = kernels[f"{path}/kernel"].shape
         sizes = {"a": (lora.rank, inputs), "b": (outputs, lora.rank), "magnitude": (outputs,)}
         for leaf in leaves:
-            tensors = leaf_tensors.pop((path, leaf), {})
+            by_layer = leaf_tensors.pop((path, leaf), {})
             for number in range(layers):
                 name = _tensor_name(maps[path].module, number, leaf)
-                if number not in tensors:
+                if number not in by_layer:
                     raise InputError(f"{where}: missing tensor {name!r} (shape {sizes[leaf]})")
-                if tensors[number].shape != sizes[leaf]:
+                if by_layer[number].shape != sizes[leaf]:
                     raise InputError(
-                        f"{where}: tensor {name!r} has shape {tensors[number].shape}, the base "
+                        f"{where}: tensor {name!r} has shape {by_layer[number].shape}, the base "
                         f"and {CONFIG} want {sizes[leaf]}"
                     )
-            if len(tensors) > layers:
-                name = _tensor_name(maps[path].module, max(tensors), leaf)
+            if len(by_layer) > layers:
+                name = _tensor_name(maps[path].module, max(by_layer), leaf)
                 raise InputError(
                     f"{where}: unexpected tensor {name!r}: the base has {layers} layers"
                 )
             tree[f"{path}/{leaf}"] = np.stack(
-                [tensors[number].T for number in range(layers)]
+                [by_layer[number].T for number in range(layers)]
             ).astype(np.float32)
     if leaf_tensors:
         path, leaf = next(iter(leaf_tensors))
