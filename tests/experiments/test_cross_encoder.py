@@ -12,6 +12,7 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
+from embed_jax.errors import InputError
 
 pytest.importorskip("grain")
 pytest.importorskip("bm25s")
@@ -82,6 +83,15 @@ def test_from_pairs_to_mined_negatives_to_a_reranker_and_its_report(
     ranking = model.rank("cat dog", ["red city", "dog cat house"])
     assert {entry["corpus_id"] for entry in ranking} == {0, 1}
     assert model.activation == "sigmoid"
+
+
+def test_a_model_of_classes_is_not_asked_to_rank(experiment, tmp_path):
+    config = override(
+        Experiment(), loss__name="pair_cross_entropy(num_labels=3)", eval__retrieval="scifact"
+    )
+    message = "config.eval.retrieval: the loss 'pair_cross_entropy.*' trains 3 logits a pair, which"
+    with pytest.raises(InputError, match=message):
+        experiment.run(config, tmp_path)
 
 
 @pytest.mark.slow  # nine processes
