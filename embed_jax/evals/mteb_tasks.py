@@ -52,7 +52,7 @@ def local_task(
             queries.
         language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside
             the results.
-        ignore_identical_ids: for retrieval, see `retrieval.evaluate_retrieval`.
+        ignore_identical_ids: for retrieval, see `search.evaluate_retrieval`.
 
     Raises:
         InputError: for an unknown kind, an option of another kind, or data that cannot be read.

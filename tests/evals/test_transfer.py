@@ -3,13 +3,8 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals import transfer
-from embed_jax.evals.transfer import (
-    cross_validate,
-    logistic_regressions,
-    open_task,
-    predict_by_each,
-    train_and_test,
-)
+from embed_jax.evals.logistic_regression import logistic_regressions, predict_by_each
+from embed_jax.evals.transfer import cross_validate, open_task, train_and_test
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRENGTHS = [0.001, 0.03, 1.0, 30.0]
