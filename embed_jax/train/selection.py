@@ -61,7 +61,7 @@ def judge_evaluation(
         return True, dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
     tie = value == best.value
     best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *losses])
-    best = _warn_of_overfitting(best, metric, say)
+    best = warn_of_overfitting(best, metric, say)
     best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
     return tie, dataclasses.replace(best, step=step) if tie else best
 
@@ -78,7 +78,7 @@ def _measured_on(config: Experiment) -> str:
     return f", on config.{field}={file}" if file else ""
 
 
-def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) -> Best:
+def warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) -> Best:
     """Warns once when the training loss falls while the metric gains nothing.
 
     Three evaluations are looked at.
