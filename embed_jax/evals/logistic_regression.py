@@ -121,7 +121,7 @@ def _minimise(vectors, squares, gold, included, penalty, start, tolerance=3e-5, 
     )[1]
 
 
-def rotate(vectors: Float[np.ndarray, "N D"]) -> Rotated:
+def rotate_vectors(vectors: Float[np.ndarray, "N D"]) -> Rotated:
     center = vectors.mean(axis=0, dtype=np.float64)
     centered = vectors - center
     squares, axes = np.linalg.eigh(centered.T @ centered)
@@ -133,5 +133,5 @@ def rotate(vectors: Float[np.ndarray, "N D"]) -> Rotated:
     )
 
 
-def turn(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+def turn_vectors(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     return ((vectors - rotated.center) @ rotated.axes).astype(np.float32)

@@ -34,7 +34,12 @@ from embed_jax.data.sources.files import FORMATS, file_format
 from embed_jax.data.sources.tasks import describe_split, read_rows
 from embed_jax.errors import InputError, require
 from embed_jax.evals.classification import prediction_metrics
-from embed_jax.evals.logistic_regression import logistic_regressions, predict_by_each, rotate, turn
+from embed_jax.evals.logistic_regression import (
+    logistic_regressions,
+    predict_by_each,
+    rotate_vectors,
+    turn_vectors,
+)
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 
@@ -153,7 +158,7 @@ def cross_validate(
         The predicted label of each row, the strength chosen for each fold, and the mean accuracy of
         these on the folds left out to choose them.
     """
-    fold, rotated = _folds(labels, folds, seed), rotate(vectors)
+    fold, rotated = _folds(labels, folds, seed), rotate_vectors(vectors)
     pairs = list(itertools.combinations(range(folds), 2))
     included = np.stack([(fold != first) & (fold != second) for first, second in pairs], axis=1)
     accuracy = np.zeros(
@@ -197,10 +202,10 @@ def train_and_test(
     Returns:
         See `cross_validate`, with one strength.
     """
-    rotated, gold = rotate(vectors["train"]), labels["train"]
+    rotated, gold = rotate_vectors(vectors["train"]), labels["train"]
     everything = np.ones((len(gold), 1), bool)
     if "dev" in vectors:
-        included, scored, answers = everything, turn(rotated, vectors["dev"]), labels["dev"]
+        included, scored, answers = everything, turn_vectors(rotated, vectors["dev"]), labels["dev"]
         parts = [slice(None)]
     else:
         fold = _folds(gold, folds, seed)
@@ -216,7 +221,7 @@ def train_and_test(
     best = int(np.argmax(accuracy))
     weights = logistic_regressions(rotated, gold, everything, [strengths[best]])
     return (
-        predict_by_each(weights, turn(rotated, vectors["test"]))[:, 0],
+        predict_by_each(weights, turn_vectors(rotated, vectors["test"]))[:, 0],
         [strengths[best]],
         accuracy[best],
     )

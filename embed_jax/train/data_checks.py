@@ -1,4 +1,4 @@
-"""What the data of a run must have for its loss."""
+"""Checks that the data of a run have what its loss needs."""
 
 from __future__ import annotations
 

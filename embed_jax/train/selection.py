@@ -1,4 +1,4 @@
-"""Which of the evaluated models of a run is its result."""
+"""Chooses the best of the evaluated models of a run, which is its result."""
 
 from __future__ import annotations
 
