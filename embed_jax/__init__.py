@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
     from embed_jax.embedding_model import EmbeddingModel
     from embed_jax.encoders.settings import EncodingSettings
+    from embed_jax.encoders.token_settings import TokenSettings
+    from embed_jax.late_interaction import LateInteractionEncoder
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.train.finetune import finetune
@@ -27,8 +29,10 @@ __all__ = [
     "CrossEncoder",
     "EmbeddingModel",
     "EncodingSettings",
+    "LateInteractionEncoder",
     "RoutedEncoder",
     "SentenceEncoder",
+    "TokenSettings",
     "finetune",
     "load",
     "load_cross_encoder",
@@ -41,8 +45,10 @@ LAZY = {
     "CrossEncoder": "embed_jax.cross_encoder:CrossEncoder",
     "EmbeddingModel": "embed_jax.embedding_model:EmbeddingModel",
     "EncodingSettings": "embed_jax.encoders.settings:EncodingSettings",
+    "LateInteractionEncoder": "embed_jax.late_interaction:LateInteractionEncoder",
     "RoutedEncoder": "embed_jax.routed:RoutedEncoder",
     "SentenceEncoder": "embed_jax.sentence:SentenceEncoder",
+    "TokenSettings": "embed_jax.encoders.token_settings:TokenSettings",
     "finetune": "embed_jax.train.finetune:finetune",
     "load_cross_encoder": "embed_jax.cross_encoder:load_cross_encoder",
 }
@@ -58,10 +64,11 @@ HINTS = {
 
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder:
+) -> SentenceEncoder | RoutedEncoder | LateInteractionEncoder:
     """Loads an embedding model; see `load_model` for cross-encoders too.
 
-    It is a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
+    It is a SentenceEncoder, a RoutedEncoder where queries and documents have one each, or a
+    LateInteractionEncoder, which gives each token a vector.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the
@@ -80,7 +87,7 @@ def load(
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.errors import InputError
 
-    model = _load(loading.load_embedding_model, name, step, max_length, compute_dtype)
+    model = _load(loading.load_encoder, name, step, max_length, compute_dtype)
     if isinstance(model, CrossEncoder):  # a run's: files of other models are refused unread
         raise InputError(
             f"{name}: the run of a cross-encoder, which scores pairs of texts "
@@ -91,11 +98,14 @@ def load(
 
 def load_model(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> EmbeddingModel | CrossEncoder:
-    """Loads a model of any kind: a SentenceEncoder, a RoutedEncoder or a CrossEncoder.
+) -> EmbeddingModel | CrossEncoder | LateInteractionEncoder:
+    """Loads a model of any kind.
+
+    It is a SentenceEncoder, a RoutedEncoder, a LateInteractionEncoder or a CrossEncoder.
 
     Its files, or its run's, say which. `isinstance(model, EmbeddingModel)` tells whether it has
-    `encode`, as the first two do; a CrossEncoder has `score` and `rank`.
+    one vector for each text, as the first two do; a LateInteractionEncoder and a CrossEncoder
+    have `score` and `rank`.
 
     Args:
         name: see `load`.

@@ -124,9 +124,7 @@ class Lora:
         choices=("float32", "bfloat16", "int8"),
     )
     merge: bool = option(
-        False,
-        "Save the model with the adapter merged, as cross-encoders always do; False: beside it, "
-        "in PEFT's format.",
+        False, "Save the model with the adapter merged; False: beside it, in PEFT's format."
     )
 
 
@@ -340,8 +338,8 @@ class LossSettings:
     similarity: str = option(
         "",
         "How two embeddings are compared.",
-        choices=("cosine", "dot"),
-        unset="the loss's own",
+        choices=("cosine", "dot", "maxsim", "mean_maxsim"),
+        unset="the loss's own; late interaction: maxsim",
     )
     margin: float = option(-1.0, "Margin of margin losses.", at_least=0, unset="the loss's own")
     symmetric: bool = option(
@@ -358,6 +356,36 @@ class LossSettings:
         "Weight of masked language modelling on the batch's texts, beside the loss; 0: none.",
         at_least=0,
     )
+
+
+@dataclasses.dataclass
+class LateInteraction:
+    """Late interaction (ColBERT): a vector for each token. A model that has these keeps its own."""
+
+    dim: int = option(128, "Numbers of a token's vector.", at_least=1)
+    head: str = option(
+        "linear",
+        'What makes the vectors of the token states; "two_layers": with GELU between; "residual": '
+        "to whose first layer the state is added.",
+        choices=("linear", "two_layers", "residual"),
+    )
+    query_length: int = option(
+        32, "Tokens a query is cut to; of documents it is data.max_length.", at_least=3
+    )
+    expansion: str = option(
+        "fixed",
+        'Lengthen queries with mask tokens to `query_length`; "min": a longer one is not cut.',
+        choices=("fixed", "min"),
+        unset="no expansion",
+    )
+    attend: bool = option(False, "A query's own tokens see those that expand it.")
+    query_marker: str = option(
+        "[unused0] ", "Put before queries: a token of the tokenizer.", unset="no marker"
+    )
+    document_marker: str = option(
+        "[unused1] ", "Put before documents: a token of the tokenizer.", unset="no marker"
+    )
+    skip_punctuation: bool = option(True, "Punctuation of documents has no vectors.")
 
 
 @dataclasses.dataclass
@@ -659,6 +687,7 @@ class Experiment:
     mixture: Mixture = part(Mixture)
     batch: BatchShape = part(BatchShape)
     loss: LossSettings = part(LossSettings)
+    late: LateInteraction = part(LateInteraction)
     queue: QueueSettings = part(QueueSettings)
     mine: MiningSettings = part(MiningSettings)
     optim: Optim = part(Optim)

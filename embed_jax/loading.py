@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import model_type, refuse_cross_encoder
+from embed_jax.encoders.read import model_type, refuse_cross_encoder, refuse_late_interaction
 from embed_jax.registry import lookup
 
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
+    from embed_jax.late_interaction import LateInteractionEncoder
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
 
 
 def load_by_kind(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
+) -> SentenceEncoder | RoutedEncoder | CrossEncoder | LateInteractionEncoder:
     """Loads a model of the kind that its files name.
 
     Args:
@@ -34,10 +35,10 @@ def load_by_kind(
     return load(name, max_length=max_length, compute_dtype=compute_dtype)
 
 
-def load_embedding_model(
+def load_encoder(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder:
-    """Loads a model of any kind that embeds texts.
+) -> SentenceEncoder | RoutedEncoder | LateInteractionEncoder:
+    """Loads a model of any kind that encodes texts: not a cross-encoder.
 
     Args:
         name: see `load_by_kind`.
@@ -48,6 +49,26 @@ def load_embedding_model(
         InputError: see `load_by_kind`; also for a cross-encoder.
     """
     directory = resolve(str(name))
+    refuse_cross_encoder(directory)
+    load = lookup("model", model_type(directory))
+    return load(name, max_length=max_length, compute_dtype=compute_dtype)
+
+
+def load_embedding_model(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder | RoutedEncoder:
+    """Loads a model of any kind that gives each text one vector.
+
+    Args:
+        name: see `load_by_kind`.
+        max_length: see `load_by_kind`.
+        compute_dtype: see `load_by_kind`.
+
+    Raises:
+        InputError: see `load_by_kind`; also for a cross-encoder or a late-interaction model.
+    """
+    directory = resolve(str(name))
+    refuse_late_interaction(directory)
     refuse_cross_encoder(directory)
     load = lookup("model", model_type(directory))
     return load(name, max_length=max_length, compute_dtype=compute_dtype)

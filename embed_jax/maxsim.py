@@ -6,16 +6,17 @@ document of which none counts scores 0. Sums are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from embed_jax.errors import InputError
-from embed_jax.scores import Score, pair_score
+from embed_jax.scores import BLOCK, Score, pair_score
 
 TILE = 2**20  # products of tokens that are held at once: 4 MiB
 
@@ -135,3 +136,42 @@ def _mean(matches: Float[Array, "n q K"], queries: Any) -> Float[Array, "n q"]:
 # sum_k max_l q_k d_l (Khattab and Zaharia 2020, "ColBERT", eq. 3), and its mean over the K tokens.
 MAXSIM = _token_score("maxsim", _sum)
 MEAN_MAXSIM = _token_score("mean_maxsim", _mean, limits=(-1.0, 1.0))
+
+
+# ---- of encoded texts ----------------------------------------------------------------------------
+
+
+def maxsim_matrix(
+    queries: Sequence[Float[np.ndarray, "_ d"]],
+    documents: Sequence[Float[np.ndarray, "_ d"]],
+    *,
+    mean: bool = False,
+) -> Float[np.ndarray, "Q N"]:
+    """Computes MaxSim of each query with each document in NumPy, float32; nothing is padded.
+
+    >>> query, document = np.eye(2, dtype=np.float32), np.array([[0.93, 0.2], [0.1, 0.91]])
+    >>> maxsim_matrix([query], [document]).round(2).tolist()
+    [[1.840000033378601]]
+
+    Args:
+        queries: the vectors of each query's tokens.
+        documents: those of each document's; one without any scores 0.
+        mean: whether a score is divided by the query's number of tokens.
+    """
+    scores = np.zeros((len(queries), len(documents)), np.float32)
+    lengths = np.array([len(query) for query in queries], np.int64)
+    present = np.flatnonzero(lengths)
+    if not len(present):
+        return scores
+    tokens = np.concatenate([query for query in queries if len(query)]).astype(np.float32)
+    starts = np.cumsum(lengths[present]) - lengths[present]
+    sizes = np.array([len(document) for document in documents], np.int64)
+    some = np.flatnonzero(sizes)
+    # Documents of about BLOCK products at a time.
+    part = np.cumsum(sizes[some]) * len(tokens) // BLOCK
+    for number in np.unique(part):
+        block = some[part == number]
+        vectors = np.concatenate([documents[index] for index in block.tolist()]).astype(np.float32)
+        best = np.maximum.reduceat(vectors @ tokens.T, np.cumsum(sizes[block]) - sizes[block])
+        scores[np.ix_(present, block)] = np.add.reduceat(best, starts, axis=1).T
+    return scores / np.maximum(lengths, 1)[:, None].astype(np.float32) if mean else scores

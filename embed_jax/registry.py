@@ -43,6 +43,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     "model": {  # by model_type of config_sentence_transformers.json
         "SentenceTransformer": "embed_jax.routed:load_routed",
         "CrossEncoder": "embed_jax.cross_encoder:load_cross_encoder",
+        "MultiVectorEncoder": "embed_jax.late_interaction:load_late_interaction_encoder",
+        "ColBERT": "embed_jax.late_interaction:load_late_interaction_encoder",
     },
     "directory": {  # directories that hold more than a model
         "run": "embed_jax.train.run:load_run",

@@ -329,7 +329,7 @@ class Encoder:
     """
 
     init: Callable[[PRNGKeyArray], Params]
-    apply: Callable[..., Float[Array, "S D"]]
+    apply: Callable[..., Any]
     config: Any
     dim: int
     sharding: Rules = ()

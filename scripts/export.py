@@ -251,6 +251,7 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     """Returns the model as it is to be written."""
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.export.directory import truncate_model
+    from embed_jax.late_interaction import LateInteractionEncoder
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run
@@ -258,6 +259,11 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
     if isinstance(model, CrossEncoder):
         raise InputError(f"--run: {args.run} is the run of a cross-encoder: add --cross-encoder")
+    if isinstance(model, LateInteractionEncoder):
+        raise InputError(
+            f"--run: {args.run} is the run of a late-interaction model; its model directory is one "
+            "that sentence-transformers reads already"
+        )
     if isinstance(model, RoutedEncoder):
         raise InputError(
             f"--run: {args.run} has an encoder for each of {', '.join(model.routes)}; its model "
@@ -278,7 +284,7 @@ def write_cross_encoder(
     args: argparse.Namespace, model: CrossEncoder, directory: Path
 ) -> list[tuple[str, str]]:
     """Writes a cross-encoder in each format; returns the ONNX files with their precisions."""
-    from embed_jax.export.onnx_run import compare_logits_onnx
+    from embed_jax.export.onnx import compare_logits_onnx
 
     if "sentence-transformers" in args.format:
         model.save(directory)
@@ -300,7 +306,7 @@ def write(
 ) -> list[tuple[str, str]]:
     """Writes an embedding model in each format; returns the ONNX files with their precisions."""
     from embed_jax.export.directory import write_plain
-    from embed_jax.export.onnx_run import compare_onnx
+    from embed_jax.export.onnx import compare_onnx
 
     if "sentence-transformers" in args.format:
         model.save(directory)

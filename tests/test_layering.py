@@ -21,10 +21,10 @@ STEPS = (
     + ("config", "config_fields", "config_rules", "config_file")
     + ("registry", "runtime", "vectors", "public", "packaged"),
     ("remote", "scores", "pair_scores", "world"),
-    ("maxsim",),
+    ("maxsim", "token_pooling"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options", "embedding_model"),
-    ("sentence", "cross_encoder", "catalogue"),
+    ("sentence", "cross_encoder", "late_interaction", "catalogue"),
     ("routed", "static"),
     ("loading",),
     ("retrieval", "export"),
@@ -281,6 +281,8 @@ for name in {light!r}:
 
 # What every file of its kind defines: a backbone, a data source, a task.
 ENTRY_POINTS = {"Embeddings", "Layer", "open_source", "open_task", "read_config", "write_config"}
+# A Flax layer, and the head that sentence-transformers' files name so.
+ENTRY_POINTS |= {"LayerNorm"}
 
 
 def test_a_public_name_is_defined_once():

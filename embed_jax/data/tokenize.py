@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from embed_jax.data.pack import UNPOOLED, UNSEEN
 from embed_jax.errors import InputError, one_line
 from embed_jax.types import LONGEST_FIRST, ONLY_SECOND
 
@@ -41,6 +42,21 @@ class TokenizedTexts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expansion:
+    """Tokens that lengthen short texts, for a model that gives each token a vector.
+
+    Attributes:
+        length: texts with fewer tokens get as many as are missing.
+        token_id: which token is added.
+        attend: whether others see these tokens, which themselves see the text in any case.
+    """
+
+    length: int
+    token_id: int
+    attend: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A fast tokenizer that never changes, so that threads may share it; see `load_tokenizer`.
 
@@ -53,6 +69,8 @@ class Tokenizer:
             tokenizer.json, which records this.
         rows: the number of rows of the model's table of token embeddings; a text with a token
             beyond them is refused. 0: not known.
+        expansion: see Expansion; None: texts are not lengthened.
+        unpooled_ids: tokens that never count towards pooling, such as punctuation.
     """
 
     backend: Any
@@ -61,6 +79,8 @@ class Tokenizer:
     pad_id: int
     special_tokens: bool = True
     rows: int = 0
+    expansion: Expansion | None = None
+    unpooled_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -91,7 +111,15 @@ class Tokenizer:
                 len(prompt_ids) > 0 and prompt_ids.ids[-1] in self.hf.all_special_ids
             )
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return TokenizedTexts(ids, skip, self._count_truncated(encodings))
+        truncated = self._count_truncated(encodings)
+        if self.expansion is None and not self.unpooled_ids:
+            return TokenizedTexts(ids, skip, truncated)
+        marks = [np.isin(text, self.unpooled_ids) * np.int32(UNPOOLED) for text in ids]
+        if self.expansion is not None:
+            missing = [max(self.expansion.length - len(text), 0) for text in ids]
+            ids = _lengthen(ids, missing, self.expansion.token_id)
+            marks = _lengthen(marks, missing, 0 if self.expansion.attend else UNSEEN)
+        return TokenizedTexts(ids, skip, truncated, marks=marks)
 
     def encode_pairs(
         self,
@@ -388,6 +416,14 @@ def _add_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[
     before = (processor["processors"] if kind == "Sequence" else [processor]) if processor else []
     template = _add_eos(plain, token, number)
     return {"type": "Sequence", "processors": [*before, template]} if before else template
+
+
+def _lengthen(
+    arrays: Sequence[Int[np.ndarray, " _"]], counts: Sequence[int], value: int
+) -> list[Int[np.ndarray, " _"]]:
+    """Appends a value to each array, as often as its count says."""
+    pairs = zip(arrays, counts, strict=True)
+    return [np.append(array, np.full(count, value, np.int32)) for array, count in pairs]
 
 
 def _set_limit(backend: Any, max_length: int, side: str) -> None:

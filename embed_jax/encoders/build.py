@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from embed_jax.encoders.int8 import dequantize_params, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import init_lora, make_adapter_interceptor
-from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
+from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool, separate
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
 from embed_jax.encoders.weighted_layers import WeightedLayers
@@ -36,6 +37,7 @@ def build_encoder(
     attention: str = "auto",
     unroll: int | None = None,
     same_mask_columns: int = 0,
+    vectors_per_text: int | None = None,
 ) -> Encoder:
     """Builds the encoder that `spec` describes, as pure functions.
 
@@ -62,6 +64,9 @@ def build_encoder(
             dropout mask: position by position they lose the same numbers, wherever they are packed
             (SimCSE's "fixed 0.1", Gao et al. 2021, table 3). As in `types.Batch`, sentence c * E +
             e of a group is column c of its e-th example. 0: every slot has its own mask.
+        vectors_per_text: L, for a spec without pooling: a text's embedding is {"tokens": [L, D],
+            "mask": [L]}, the vectors of its tokens and which of them count. 0: `apply` gives those
+            of all slots, [R * T, D]. None: the pooling's vector.
 
     Returns:
         An encoder whose params are {"backbone": tree with layers stacked on the leading axis,
@@ -82,7 +87,12 @@ def build_encoder(
     ):
         if value not in known:
             raise InputError(unknown(what, value, known))
-    check_pooling(spec.pooling)
+    if vectors_per_text is None:
+        check_pooling(spec.pooling)
+    elif spec.pooling:
+        raise InputError(
+            f"vectors_per_text: expected a spec without pooling, found {spec.pooling!r}"
+        )
     config = spec.backbone
     family = lookup("backbone", config.family)
     if family.pooling and spec.pooling != family.pooling:
@@ -188,14 +198,16 @@ def build_encoder(
 
     def finish(
         params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch, key: PRNGKeyArray | None
-    ) -> Float[Array, "S D"]:
+    ) -> Any:
         if spec.token_head is not None:
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
-        x = pool(spec.pooling, x, tokens)
+        x = pool(spec.pooling, x, tokens) if spec.pooling else x.astype(jnp.float32)
         for i, head in enumerate(spec.heads):
             own_key = None if key is None else jax.random.fold_in(key, HEADS_KEY + i)
             x = head.apply(params["heads"].get(str(i), {}), x, own_key)
-        return x
+        if spec.pooling:
+            return x
+        return separate(x, tokens, vectors_per_text) if vectors_per_text else x.reshape(-1, dim)
 
     def by_layer(
         params: Params,
@@ -209,7 +221,8 @@ def build_encoder(
             raise InputError(f"{what} several layers: earlier layers have no such embedding")
         every = states(params, tokens, key, read, every_layer=True)
         chosen = [*(every[number - 1] for number in layer), every[-1]]
-        return jnp.stack([finish(params, each, tokens, key) for each in chosen], axis=1)
+        embeddings = [finish(params, each, tokens, key) for each in chosen]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *embeddings)
 
     def hidden(
         params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None

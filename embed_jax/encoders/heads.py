@@ -2,7 +2,8 @@
 
 They are sentence-transformers' modules of these names, and its `truncate_dim`. Each has `init`,
 `apply` and `dim`, the size of its output by that of its input. A dropout key is given in training
-only; the others than Dropout ignore it.
+only; the others than Dropout ignore it. Where there is no pooling, heads are applied to the vector
+of each token.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Dense:
         return params
 
     def apply(
-        self, params: Params, x: Float[AnyArray, "S I"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S O"]:
+        self, params: Params, x: Float[AnyArray, "*S I"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S O"]:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         out = jnp.matmul(x, params["kernel"], precision="highest")
         out = activation(self.activation)(out + params["bias"] if self.bias else out)
@@ -89,9 +90,9 @@ class LayerNorm:
         return params | ({"bias": jnp.zeros(self.dimension)} if self.bias else {})
 
     def apply(
-        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S D"]:
-        norm = layers.LayerNormalization(self.eps, jnp.float32, use_bias=self.bias)
+        self, params: Params, x: Float[AnyArray, "*S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S D"]:
+        norm = layers.LayerNorm(self.eps, jnp.float32, use_bias=self.bias)
         return layers.apply_module(norm, params, x)
 
     def dim(self, _: int) -> int:
@@ -111,8 +112,8 @@ class Normalize:
         return {}
 
     def apply(
-        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S D"]:
+        self, params: Params, x: Float[AnyArray, "*S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S D"]:
         x = jnp.asarray(x)
         square = jnp.sum(x * x, axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -138,9 +139,9 @@ class Truncate:
         return {}
 
     def apply(
-        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S O"]:
-        return jnp.asarray(x)[:, : self.out_features]
+        self, params: Params, x: Float[AnyArray, "*S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S O"]:
+        return jnp.asarray(x)[..., : self.out_features]
 
     def dim(self, dim: int) -> int:
         return min(dim, self.out_features)
@@ -160,8 +161,8 @@ class Dropout:
         return {}
 
     def apply(
-        self, params: Params, x: Float[Array, "S D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S D"]:
+        self, params: Params, x: Float[Array, "*S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S D"]:
         return layers.dropout(x, self.rate, key)
 
     def dim(self, dim: int) -> int:
@@ -202,13 +203,13 @@ class LogitScore:
         return {"rows": 0.02 * jax.random.normal(key, (len(self.token_ids), self.in_features))}
 
     def apply(
-        self, params: Params, x: Float[AnyArray, "S D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "S 1"]:
+        self, params: Params, x: Float[AnyArray, "*S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*S 1"]:
         rows = params["rows"].astype(jnp.float32)
         logits = jnp.matmul(x, rows.T, precision="highest")
         if self.softcap:
             logits = self.softcap * jnp.tanh(logits / self.softcap)
-        return logits[:, :1] - logits[:, 1:] if len(self.token_ids) > 1 else logits
+        return logits[..., :1] - logits[..., 1:] if len(self.token_ids) > 1 else logits
 
     def dim(self, _: int) -> int:
         return 1

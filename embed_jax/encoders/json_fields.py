@@ -109,16 +109,29 @@ SETTINGS = _table(  # config_sentence_transformers.json
     ),
     (FLAG, "adaptive_layers"),
 )
+PYLATE = SETTINGS | _table(  # the same file, as PyLate writes it
+    (TEXT, "query_prefix document_prefix"),
+    (SIZE, "query_length document_length"),
+    (FLAG, "do_query_expansion attend_to_expansion_tokens"),
+    (TEXTS, "skiplist_words"),
+)
+STANFORD = _table(  # artifact.metadata of Stanford's ColBERT
+    (TEXT, "query_token_id doc_token_id"),
+    (SIZE, "query_maxlen doc_maxlen"),
+    (FLAG, "attend_to_mask_tokens mask_punctuation"),
+)
 TEXT_CONFIG = _table(  # sentence_bert_config.json
     (COUNT, "max_seq_length"),
+    (SIZE, "query_length document_length"),
     (FLAG, "do_lower_case"),
     (TEXT, "transformer_task module_output_name"),
     (
         OBJECT,
         "modality_config processing_kwargs config_kwargs model_kwargs processor_kwargs "
-        "config_args model_args tokenizer_args",
+        "config_args model_args tokenizer_args query_expansion",
     ),
 )
+EXPANSION = _table((TEXT, "strategy token"), (FLAG, "attend"), (SIZE, "length"))
 PROCESSOR = TOKENIZER = _table((SIZE, "model_max_length"))
 POOLING = _table(
     (TEXT_OR_TEXTS, "pooling_mode"),
@@ -133,7 +146,10 @@ MODULE = _table(
     (FLAG, "bias use_residual"),
     (TEXT, "activation_function"),
     (NUMBER, "dropout"),
-    (COUNT, "true_token_id false_token_id"),
+    (COUNT, "true_token_id false_token_id num_protected_tokens"),
+    (NUMBER, "pool_factor"),
+    (FLAG, "normalize_embeddings"),
+    (TEXTS, "skiplist_words skiplist_tasks tasks"),
 )
 ADAPTER = _table(
     (SIZE, "r"),

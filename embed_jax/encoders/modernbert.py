@@ -19,7 +19,7 @@ from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import (
-    LayerNormalization,
+    LayerNorm,
     Linear,
     MaskPositions,
     activation,
@@ -134,9 +134,7 @@ class ModernBert(Stack):
         numbers = jnp.asarray([(FULL, SLIDING).index(kind) for kind in config.layer_types])
         each = layer_keys, numbers, jnp.arange(config.num_layers) == 0
         hidden = self.scan(Layer, hidden, each, both, places, every_layer=every_layer)
-        return LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
-            hidden
-        )
+        return LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(hidden)
 
 
 def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
@@ -166,7 +164,7 @@ class Embeddings(nn.Module):
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
-        x = LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
+        x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
             take_rows(token, tokens.token_ids)
         )
         return dropout(
@@ -209,9 +207,7 @@ class Layer(nn.Module):
         last = functools.partial(
             linear, stddev=config.initializer_range / math.sqrt(2 * config.num_layers)
         )
-        norm = functools.partial(
-            LayerNormalization, config.layer_norm_eps, self.dtype, use_bias=False
-        )
+        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype, use_bias=False)
 
         normed = jnp.where(first, x, norm(name="attention_norm")(x))
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)

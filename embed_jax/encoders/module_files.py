@@ -42,6 +42,7 @@ NO_SIZES = (*DENSE_FIELDS[2:], "false_token_id")  # the last may be null
 # Fields from version 5 on: the names of what a module reads and writes
 PLACES = ("module_input_name", "module_output_name")
 SENTENCE, SCORES, LOGITS = "sentence_embedding", "scores", "causal_logits"
+TOKENS = "token_embeddings"
 LOGIT_FIELDS = ("true_token_id", "false_token_id")
 WEIGHTED_FIELDS = (
     "word_embedding_dimension",
@@ -64,19 +65,24 @@ KEY_AND_VALUE = "cross_attend_blocks.0.fn.to_kv.weight"
 # ---- after the pooling ---------------------------------------------------------------------------
 
 
-def read_dense(directory: Path, output: str = SENTENCE) -> tuple[Dense, Params]:
+def read_dense(
+    directory: Path, output: str = SENTENCE, reads: str = SENTENCE
+) -> tuple[Dense, Params]:
     """Reads a Dense head and its parameters.
 
     Args:
         directory: the module's folder.
-        output: the name of what it must give: SENTENCE, or SCORES for a cross-encoder's last head.
+        output: the name of what it must give: SENTENCE, TOKENS, or SCORES for a cross-encoder's
+            last head.
+        reads: the name of what it must read: SENTENCE or TOKENS.
 
     Raises:
-        InputError: a field that is missing or unknown, an unknown activation, a Dense over token
-            embeddings, or tensors that do not fit the config.
+        InputError: a field that is missing or unknown, an unknown activation, a Dense over anything
+            else, or tensors that do not fit the config.
     """
     path = directory / "config.json"
-    config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"), gives=output)
+    needed = ("in_features", "out_features")
+    config = _read_config(path, DENSE_FIELDS, needed, reads=reads, gives=output)
     kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
     names = {name.rsplit(".", 1)[-1]: own_name for own_name, name in TORCH_ACTIVATIONS.items()}
     if not kind.startswith("torch.nn.") or kind.rsplit(".", 1)[-1] not in names:
@@ -111,14 +117,18 @@ def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
     return head, {"scale": tensors["norm.weight"], "bias": tensors["norm.bias"]}
 
 
-def read_normalize(directory: Path) -> tuple[Normalize, Params]:
+def read_normalize(directory: Path, reads: str = SENTENCE) -> tuple[Normalize, Params]:
     """Reads a Normalize head, whose folder may be missing or empty.
 
+    Args:
+        directory: the module's folder.
+        reads: the name of what it must read and give.
+
     Raises:
-        InputError: a Normalize of token embeddings.
+        InputError: it normalizes anything else.
     """
     if (directory / "config.json").is_file():
-        _read_config(directory / "config.json", (), ())
+        _read_config(directory / "config.json", (), (), reads=reads, gives=reads)
     return Normalize(), {}
 
 
@@ -144,7 +154,9 @@ def read_logit_score(directory: Path, in_features: int, softcap: float) -> Logit
     return LogitScore(in_features, config["true_token_id"], config.get("false_token_id"), softcap)
 
 
-def write_head(directory: Path, head: Head, params: Params, output: str = SENTENCE) -> None:
+def write_head(
+    directory: Path, head: Head, params: Params, output: str = SENTENCE, reads: str = SENTENCE
+) -> None:
     """Writes a head's config and weights; a Normalize is an empty folder except for its config.
 
     Args:
@@ -152,6 +164,7 @@ def write_head(directory: Path, head: Head, params: Params, output: str = SENTEN
         head: the head.
         params: its parameters.
         output: see `read_dense`.
+        reads: see `read_dense`.
 
     Raises:
         InputError: an activation or a norm that sentence-transformers' files cannot name.
@@ -172,8 +185,10 @@ def write_head(directory: Path, head: Head, params: Params, output: str = SENTEN
         tokens = {"true_token_id": head.true_token_id, "false_token_id": head.false_token_id}
         write_json(directory / "config.json", {**tokens, "module_input_name": LOGITS})
         return
+    places = dict(zip(PLACES, (reads, output), strict=True))
+    places = places if output != SENTENCE else {}
     if not isinstance(head, Dense):
-        write_json(directory / "config.json", {})
+        write_json(directory / "config.json", places)
         return
     if head.activation not in TORCH_ACTIVATIONS:
         raise InputError(
@@ -184,12 +199,10 @@ def write_head(directory: Path, head: Head, params: Params, output: str = SENTEN
         "out_features": head.out_features,
         "bias": head.bias,
         "activation_function": TORCH_ACTIVATIONS[head.activation],
+        **places,
+        **({"use_residual": True} if head.residual else {}),
     }
-    if output != SENTENCE:
-        config |= {"module_input_name": SENTENCE, "module_output_name": output}
-    write_json(
-        directory / "config.json", config | ({"use_residual": True} if head.residual else {})
-    )
+    write_json(directory / "config.json", config)
     _write(directory, _dense_tensors(params))
 
 
@@ -313,7 +326,7 @@ def _read_config(
     config = read_json(path, json_fields.MODULE)
     for name, expected in zip(PLACES, (reads, gives), strict=True):
         place = config.pop(name, None)
-        default = SENTENCE if name == PLACES[1] else expected
+        default = SENTENCE if expected == SCORES else expected
         if (place or default) != expected:
             after = ", after the pooling" if expected == SENTENCE else ""
             raise InputError(f"{path}: {name}: expected {expected!r}{after}, found {place!r}")

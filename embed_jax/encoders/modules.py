@@ -41,21 +41,30 @@ PACKAGE = "sentence_transformers."
 MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
 LOGIT_SCORE = "LogitScore"  # of version 5.4 and later
+MASK, TOKEN_POOLING = "MultiVectorMask", "HierarchicalTokenPooling"  # of version 6
 TYPES = {
     # Ours only: sentence-transformers cannot load it.
     LATENT: f"{LatentAttention.__module__}.{LATENT}",
     LOGIT_SCORE: f"{PACKAGE}cross_encoder.modules.logit_score.{LOGIT_SCORE}",
+    MASK: f"{PACKAGE}multi_vector_encoder.modules.multi_vector_mask.{MASK}",
+    TOKEN_POOLING: f"{PACKAGE}multi_vector_encoder.modules.token_pooling.{TOKEN_POOLING}",
 }
+PYLATE_DENSE = "pylate.models.Dense.Dense"
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS, LOGIT_SCORE)
+OF_TOKENS = (MASK, TOKEN_POOLING)
 ROUTERS = ("Router", "Asym")
 
 
-def read_modules(directory: Path) -> list[tuple[str, str]]:
+def read_modules(directory: Path, *, of_tokens: bool = False) -> list[tuple[str, str]]:
     """Reads (class name, folder) of each module, the backbone first.
 
     A plain Hugging Face directory is one module.
+
+    Args:
+        directory: the model's directory.
+        of_tokens: whether it is a model that gives each token a vector.
 
     Raises:
         InputError: there is no model, a module is of an unknown kind or of the model's own code, a
@@ -75,7 +84,16 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
                 f"{path}: {kind}: an encoder for each route, where one for all texts is expected; "
                 "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself"
             )
-    check_order(path, entries)
+    if not of_tokens:
+        check_order(path, entries)
+        return entries
+    kinds = [kind for kind, _ in entries]
+    order = rf"Transformer( Dense)*( {MASK})?( Normalize)?( {TOKEN_POOLING})?"
+    if not re.fullmatch(order, " ".join(kinds)):
+        raise InputError(
+            f"{path}: found {', '.join(kinds)}; expected Transformer, Dense, {MASK}, Normalize, "
+            f"{TOKEN_POOLING}, in this order"
+        )
     return entries
 
 
@@ -120,12 +138,12 @@ def parse_kind(path: Path, kind: str) -> str:
         InputError: for a class that is not supported.
     """
     name = kind.rsplit(".", 1)[-1]
-    if kind not in TYPES.values() and not kind.startswith(PACKAGE):
+    if kind not in (*TYPES.values(), PYLATE_DENSE) and not kind.startswith(PACKAGE):
         raise InputError(
             f"{path}: module {kind!r} is code of the model's own, which is never run; accepted: "
             f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}"
         )
-    if name not in (*KNOWN, *ROUTERS):
+    if name not in (*KNOWN, *OF_TOKENS, *ROUTERS):
         raise InputError(f"{path}: {unknown('module', name, KNOWN)}")
     return name
 
@@ -231,10 +249,19 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
     write_json(directory / "config.json", config)
 
 
-def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
-    """Writes modules.json from (class name, folder) pairs."""
+def write_modules(
+    directory: Path, folders: Sequence[tuple[str, str]], types: Mapping[str, str] | None = None
+) -> None:
+    """Writes modules.json from (class name, folder) pairs.
+
+    Args:
+        directory: the model's directory.
+        folders: class name and folder of each module.
+        types: classes by name that are not sentence-transformers' own.
+    """
+    types = types or {}
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": format_class_path(kind)}
+        {"idx": i, "name": str(i), "path": folder, "type": types.get(kind, format_class_path(kind))}
         for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)

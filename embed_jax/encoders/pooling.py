@@ -117,6 +117,40 @@ def maximum(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array
     return (total / jnp.maximum(ties, 1.0))[:-1]
 
 
+def separate(vectors: Float[Array, "R T D"], tokens: TokenBatch, length: int) -> dict[str, Array]:
+    """Returns the vectors of each sentence's tokens, instead of pooling them.
+
+    >>> ids = jnp.array([[5, 6, 7]])  # two sentences: of two tokens, and of one
+    >>> sentence, position = jnp.array([[0, 0, 1]]), jnp.array([[0, 1, 0]])
+    >>> tokens = TokenBatch(ids, sentence, position, ids < 7, sentences=2)
+    >>> parts = separate(jnp.array([[[1.0], [3.0], [5.0]]]), tokens, length=2)
+    >>> parts["tokens"][..., 0].tolist(), parts["mask"].astype(int).tolist()
+    ([[1.0, 3.0], [5.0, 0.0]], [[1, 1], [0, 0]])
+
+    Args:
+        vectors: of every slot.
+        tokens: the group, which says where tokens belong and which are pooled.
+        length: L, at least the tokens of the longest sentence.
+
+    Returns:
+        {"tokens": [S, L, D], "mask": [S, L]}; the mask tells which tokens are pooled.
+    """
+    count = tokens.sentences * length
+    place = jnp.where(
+        jnp.asarray(tokens.sentence) < tokens.sentences,
+        jnp.asarray(tokens.sentence) * length + tokens.position,
+        count,
+    ).reshape(-1)
+    nowhere = place.size  # a slot beyond the last one
+    slots = jnp.full(count, nowhere).at[place].set(jnp.arange(place.size), mode="drop")
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    states = jnp.take(flat, slots, axis=0, mode="fill", fill_value=0)
+    pooled = jnp.asarray(tokens.pooled).reshape(-1)
+    mask = jnp.take(pooled, slots, mode="fill", fill_value=False)
+    shape = (tokens.sentences, length)
+    return {"tokens": states.reshape(*shape, -1), "mask": mask.reshape(shape)}
+
+
 def _sums(
     weights: Float[AnyArray, "R T"], hidden: Float[AnyArray, "R T D"], tokens: TokenBatch
 ) -> tuple[Float[Array, "S D"], Float[Array, "S 1"]]:

@@ -27,6 +27,9 @@ from embed_jax.registry import REGISTRY, lookup, unknown
 from embed_jax.types import Params, Put, Rules, param_dtype
 
 SETTINGS = "config_sentence_transformers.json"
+# Kinds of models that give each token a vector: sentence-transformers' and PyLate's name of it.
+LATE_INTERACTION = ("MultiVectorEncoder", "ColBERT")
+STANFORD = "HF_ColBERT"  # the architecture in config.json of Stanford's ColBERT
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 READ_HEAD: Mapping[str, Callable[..., Any]] = {
     "Dense": module_files.read_dense,
@@ -64,6 +67,7 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     """
     directory = Path(directory)
     refuse_cross_encoder(directory)
+    refuse_late_interaction(directory)
     folders = modules.read_modules(directory)
     settings = read_optional(directory / SETTINGS, json_fields.SETTINGS)
     plain = not (directory / "modules.json").is_file()
@@ -74,8 +78,8 @@ def model_type(directory: Path) -> str:
     """Returns the kind of a model, as the name of sentence-transformers' class (REGISTRY["model"]).
 
     A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
-    sequence classification model, or an adapter of one, or has a LogitScore; else an embedding
-    model.
+    sequence classification model, or an adapter of one, or has a LogitScore; a late-interaction
+    model if it is Stanford's ColBERT; else an embedding model. PyLate names its kind "ColBERT".
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -94,6 +98,8 @@ def model_type(directory: Path) -> str:
         scores = is_classifier_adapter(directory)
     else:
         config = read_optional(directory / "config.json", json_fields.CONFIG)
+        if first_architecture(config) == STANFORD:
+            return LATE_INTERACTION[0]
         scores = first_architecture(config).endswith("ForSequenceClassification")
     return "CrossEncoder" if scores else "SentenceTransformer"
 
@@ -103,12 +109,26 @@ def is_cross_encoder(directory: Path) -> bool:
     return model_type(directory) == "CrossEncoder"
 
 
+def is_late_interaction(directory: Path) -> bool:
+    """Tells whether a directory holds a model that gives each token a vector."""
+    return model_type(directory) in LATE_INTERACTION
+
+
 def refuse_cross_encoder(directory: Path) -> None:
-    """Raises an InputError for a cross-encoder, where an embedding model is expected."""
+    """Raises an InputError for a cross-encoder, where a model of single texts is expected."""
     if is_cross_encoder(directory):
         raise InputError(
             f"{directory}: a cross-encoder, which scores pairs of texts "
             "(embed_jax.load_cross_encoder reads it); accepted: an embedding model"
+        )
+
+
+def refuse_late_interaction(directory: Path) -> None:
+    """Raises an InputError for a model that gives each token a vector, instead of each text."""
+    if is_late_interaction(directory):
+        raise InputError(
+            f"{directory}: a late-interaction model, which gives each token a vector "
+            "(embed_jax.load reads it); accepted: a model that gives each text one"
         )
 
 
@@ -216,6 +236,7 @@ def read_first(
     put: Put | None,
     task: str = "feature-extraction",
     pairs: bool = False,
+    of_tokens: bool = False,
 ) -> FirstModule:
     """Reads the first module: the backbone, and an adapter of it.
 
@@ -226,6 +247,7 @@ def read_first(
         put: see `params_from_tensors`.
         task: see `read_text_config`.
         pairs: see `read_text_config`.
+        of_tokens: see `read_text_config`.
 
     Raises:
         InputError: see `read_model`.
@@ -237,7 +259,9 @@ def read_first(
         return FirstModule(
             backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None
         )
-    texts = TextConfig() if plain else read_text_config(first, task, pairs=pairs)
+    texts = (
+        TextConfig() if plain else read_text_config(first, task, pairs=pairs, of_tokens=of_tokens)
+    )
     base, transformer = find_base(first) if is_adapter(first) else (base_name(first), first)
     backbone, family, config = read_backbone(transformer, texts.changes)
     tensors = open_tensors(transformer)

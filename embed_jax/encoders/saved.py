@@ -11,6 +11,7 @@ import numpy as np
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
+from embed_jax.encoders.token_settings import TokenSettings
 from embed_jax.types import LONGEST_FIRST, Params
 
 
@@ -94,3 +95,27 @@ class SavedClassifier:
     output_layer: np.ndarray | None = None
     base: str = ""
     truncation: str = LONGEST_FIRST
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLateInteraction:
+    """A model that gives each token a vector, which was read from a directory.
+
+    Attributes:
+        spec: the architecture, without pooling.
+        params: tree for `build_encoder(spec)`; dtypes as in SavedModel.
+        max_length: the model's own limit in tokens, special ones included.
+        settings: prompts, which hold the markers, and similarity.
+        texts: how texts become tokens.
+        tokenizer_directory: see SavedModel.
+        marked: whether the prompts are tokens, as Stanford's and PyLate's markers are, which the
+            tokenizer's files may not know.
+    """
+
+    spec: EncoderSpec
+    params: Params
+    max_length: int
+    settings: EncodingSettings
+    texts: TokenSettings
+    tokenizer_directory: Path
+    marked: bool = False

@@ -90,7 +90,8 @@ class EncoderSpec:
     Attributes:
         backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the
             registry.
-        pooling: one of pooling.POOLINGS, or several joined by "+".
+        pooling: one of pooling.POOLINGS, or several joined by "+"; "": none, each token keeps its
+            vector.
         heads: the heads after the pooling, in order. Two specs may share parameters: entries of
             heads that a spec does not name are ignored, which is how SimCSE's MLP is used in
             training only.

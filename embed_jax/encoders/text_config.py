@@ -55,13 +55,9 @@ TASKS = {  # of version 6: what the model's forward gives, and what the module m
     "text-generation": ("logits", "causal_logits"),
 }
 FORMATS = ("flat", "structured")  # of a message: see ChatFormat
-# Fields of multi-vector models and of inputs other than plain texts; null or empty if not used.
-UNSUPPORTED = (
-    "query_length",
-    "document_length",
-    "query_expansion",
-    "tokenizer_name_or_path",
-)
+OF_TOKENS = ("query_length", "document_length", "query_expansion")  # of multi-vector models
+# These, and fields of inputs other than plain texts; null or empty if not used.
+UNSUPPORTED = (*OF_TOKENS, "tokenizer_name_or_path")
 FIELDS = (
     "max_seq_length",
     "do_lower_case",
@@ -102,6 +98,7 @@ class TextConfig:
         changes: values that replace those of config.json, by field.
         chat: for pairs that are put into the tokenizer's chat template; None: they are not.
         truncation: what other pairs lose over the limit; see `Tokenizer.encode_pairs`.
+        of_tokens: the fields OF_TOKENS that are set.
     """
 
     max_length: int = 0
@@ -109,10 +106,15 @@ class TextConfig:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chat: ChatFormat | None = None
     truncation: str = LONGEST_FIRST
+    of_tokens: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_text_config(
-    directory: Path, task: str = "feature-extraction", *, pairs: bool = False
+    directory: Path,
+    task: str = "feature-extraction",
+    *,
+    pairs: bool = False,
+    of_tokens: bool = False,
 ) -> TextConfig:
     """Reads a Transformer's settings of texts; the defaults if it has no such file.
 
@@ -120,6 +122,7 @@ def read_text_config(
         directory: the Transformer's directory.
         task: the purpose of the Transformer, one of TASKS.
         pairs: whether it reads pairs of texts, which may be put into a chat template.
+        of_tokens: whether the model may have the fields OF_TOKENS.
 
     Raises:
         InputError: a field that is unknown or has a value that is not supported.
@@ -131,7 +134,7 @@ def read_text_config(
     for name, value in config.items():
         if name not in FIELDS:
             raise InputError(f"{path}: {unknown('field', name, FIELDS)}")
-        if name in UNSUPPORTED and value:
+        if name in UNSUPPORTED and value and not (of_tokens and name in OF_TOKENS):
             raise InputError(f"{path}: {name}: expected none, found {value!r}")
     chat = _check_task(path, config, task, pairs)
     groups = {
@@ -153,7 +156,14 @@ def read_text_config(
                 f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}"
             )
     changes, truncation = groups.get(CONFIG, {}), _truncation(path, config)
-    return TextConfig(length or 0, bool(config.get("do_lower_case")), changes, chat, truncation)
+    return TextConfig(
+        length or 0,
+        bool(config.get("do_lower_case")),
+        changes,
+        chat,
+        truncation,
+        {name: config[name] for name in OF_TOKENS if config.get(name)},
+    )
 
 
 def write_text_config(directory: Path, config: TextConfig, task: str = "") -> None:
@@ -170,6 +180,7 @@ def write_text_config(directory: Path, config: TextConfig, task: str = "") -> No
         "do_lower_case": config.lower_case,
     }
     fields |= {CONFIG: dict(config.changes)} if config.changes else {}
+    fields |= config.of_tokens
     if task:
         output, name = TASKS[task]
         forward = {"method": "forward", "method_output_name": output}

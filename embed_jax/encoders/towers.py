@@ -11,6 +11,9 @@ loss, gradient caching and any number of devices work unchanged. Similarities be
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -70,3 +73,38 @@ def two_towers(query: Encoder, document: Encoder) -> Encoder:
         ),
         layers=("document", *document.layers) if document.layers else (),
     )
+
+
+def two_sides(query: Encoder, document: Encoder) -> Encoder:
+    """Returns one encoder, of one tree of parameters, for queries and documents of other forms.
+
+    Args:
+        query: encodes column 0 of the examples, packed in `tokens["query"]`.
+        document: the same with another form, such as more vectors for a text; it encodes columns 1
+            .. C - 1, packed in `tokens["encoder"]`.
+
+    Returns:
+        An encoder that gives a tree for each column.
+    """
+
+    def apply(
+        params: Params, tokens: dict[str, TokenBatch], key: PRNGKeyArray | None = None, read=None
+    ) -> tuple[Any, ...]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        queries = query.apply(params, tokens["query"], keys[0], read)
+        documents = document.apply(params, tokens["encoder"], keys[1], read)
+        columns = tokens["encoder"].sentences // tokens["query"].sentences
+        parts = jax.tree.map(lambda leaf: jnp.split(leaf, columns), documents)
+        return (
+            queries,
+            *(
+                jax.tree.map(lambda leaf, column=column: leaf[column], parts, is_leaf=_is_list)
+                for column in range(columns)
+            ),
+        )
+
+    return dataclasses.replace(document, apply=apply, hidden=None, by_layer=None)
+
+
+def _is_list(tree: Any) -> bool:
+    return isinstance(tree, list)

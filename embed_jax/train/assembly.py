@@ -79,7 +79,8 @@ class Assembly:
         if is_first_host():
             tensors = self.objective.tensors and self.objective.tensors(state)
             merged = sentence.merged() if self.model.merges_adapter(self.config.lora) else sentence
-            merged.save(directory, **({"extra_tensors": tensors} if tensors else {}))
+            options: dict[str, Any] = {"extra_tensors": tensors} if tensors else {}
+            merged.save(directory, **options)
 
 
 def assemble(

@@ -26,9 +26,10 @@ from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, spli
 from embed_jax.encoders.read import SavedModel, read_model, read_routes, sharding_rules
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import keep_layers, parse_layers
-from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
+from embed_jax.encoders.spec import Backbone, EncoderSpec, LoraSpec, random_spec
 from embed_jax.encoders.towers import two_towers
 from embed_jax.errors import InputError
+from embed_jax.late_interaction import BoundLateInteraction, LateInteractionEncoder
 from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
@@ -37,6 +38,7 @@ from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
+Trained = SentenceEncoder | RoutedEncoder | CrossEncoder | LateInteractionEncoder
 TOWERS = ("query", "document")  # routes of a model with two towers
 
 
@@ -58,11 +60,11 @@ class TrainingModel:
     params: Params
     spec: EncoderSpec
     tokenizer: Any
-    sentence: SentenceEncoder | RoutedEncoder | CrossEncoder | None
+    sentence: Trained | None
     max_length: int
 
     @property
-    def result(self) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
+    def result(self) -> Trained:
         """Returns `sentence`, the model that comes out, of a model that is not abstract."""
         assert self.sentence is not None, "only shapes are asked of an abstract model"
         return self.sentence
@@ -72,10 +74,15 @@ class TrainingModel:
         """Returns the model that comes out, of a run that trains embeddings.
 
         Raises:
-            InputError: for a cross-encoder.
+            InputError: for a cross-encoder or a late-interaction model.
         """
         if isinstance(self.result, CrossEncoder):
             raise InputError("a cross-encoder has no embeddings: use experiments.cross_encoder")
+        if isinstance(self.result, LateInteractionEncoder):
+            raise InputError(
+                "a late-interaction model has many vectors for a text: use "
+                "experiments.late_interaction"
+            )
         return self.result
 
     @property
@@ -90,6 +97,8 @@ class TrainingModel:
         """
         if isinstance(self.sentence, CrossEncoder):
             return BoundCrossEncoder(self.sentence, params)
+        if isinstance(self.sentence, LateInteractionEncoder):
+            return BoundLateInteraction(self.sentence, params)
         return TextEncoder(self.sentence, params)
 
     @property
@@ -99,6 +108,8 @@ class TrainingModel:
         See `data.pipeline.make_batch_maker` for the names.
         """
         result = self.result
+        if isinstance(result, LateInteractionEncoder):
+            return {"encoder": result.tokenizers["document"], "query": result.tokenizers["query"]}
         if not isinstance(result, RoutedEncoder):
             return {"encoder": result.tokenizer}
         query, document = (result.encoders[route] for route in TOWERS)
@@ -124,6 +135,55 @@ class TrainingModel:
             return False
         result = self.result
         return lora.merge or isinstance(result, RoutedEncoder) or not result.base
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """A backbone that gets a new head.
+
+    Attributes:
+        backbone: its frozen dataclass.
+        params: its parameters.
+        tokenizer: cuts texts at the longest one's tokens.
+        base: its own name as the base of an adapter; "" of random weights.
+        pooler: see SavedModel.
+    """
+
+    backbone: Backbone
+    params: Params
+    tokenizer: Tokenizer
+    base: str = ""
+    pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def read_base(config: Experiment, longest: int, key: jax.Array) -> BaseModel:
+    """Reads the backbone of the embedding model that a config names, or initialises one.
+
+    Args:
+        config: of the run.
+        longest: tokens of the longest text.
+        key: of random parameters.
+
+    Raises:
+        InputError: for a model or tokenizer that cannot be used.
+    """
+    name, field = config.model.name, "config.data.max_length"
+    if not name.startswith("random:"):
+        saved = read_model(resolve(name))
+        check_length(longest, saved.spec.backbone, field)
+        tokenizer = tokenizer_of(saved, longest)
+        base = saved.settings.base
+        return BaseModel(
+            saved.spec.backbone, saved.params["backbone"], tokenizer, base, saved.pooler
+        )
+    if not config.model.tokenizer:
+        raise InputError(
+            "config.model.tokenizer: random weights need a directory with tokenizer files, found ''"
+        )
+    tokenizer = load_tokenizer(config.model.tokenizer, longest)
+    spec = random_spec(name.removeprefix("random:"), vocab_size=tokenizer.vocab_size)
+    check_length(longest, spec.backbone, field)
+    return BaseModel(spec.backbone, build_encoder(spec).init(key)["backbone"], tokenizer)
 
 
 def longest_text(config: Experiment) -> int:

@@ -186,16 +186,20 @@ def describe_result(
     return settle_prompts(config, sentence) if prompted else ("", "")
 
 
-def training_loss(config: Experiment) -> Loss:
+def training_loss(config: Experiment, **defaults: Any) -> Loss:
     """Returns the loss of a run.
 
     It is one loss for all examples, or each data set's own where the mixture names any.
+
+    Args:
+        config: the run's settings.
+        **defaults: values of fields of `config.loss` that are unset.
 
     Raises:
         InputError: for a loss that cannot be built, or losses by data set that are not those of the
             mixture.
     """
-    arguments, sources = _loss_arguments(config.loss), vars(config.mixture.sources)
+    arguments, sources = defaults | _loss_arguments(config.loss), vars(config.mixture.sources)
     names = list(sources) or [ONLY]
     loss = build_loss(config.loss.name, arguments)
     own = any(source.loss or source.loss_weight != 1 for source in sources.values())

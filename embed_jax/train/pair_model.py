@@ -9,24 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from embed_jax.config import Experiment, LossSettings
+from embed_jax.config import Experiment
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dropout
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import is_cross_encoder, read_model
+from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.encoders.read_classifier import read_classifier
-from embed_jax.encoders.spec import EncoderSpec, random_spec
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Loss
-from embed_jax.pretrained import check_length, tokenizer_of
+from embed_jax.pretrained import check_length
 from embed_jax.train.model import (
     TrainingModel,
     add_adapter,
     compute_dtype,
     longest_text,
+    read_base,
     store_frozen,
 )
 from embed_jax.train.objective import Objective, embedding_objective, training_loss
@@ -43,14 +44,7 @@ def pair_loss(config: Experiment) -> Loss:
     Raises:
         InputError: for a loss that cannot be built.
     """
-    defaults: dict[str, Any] = {"similarity": "logit", "temperature": 1.0}
-    unset = dataclasses.asdict(LossSettings())
-    changed = {
-        name: value for name, value in defaults.items() if getattr(config.loss, name) == unset[name]
-    }
-    return training_loss(
-        dataclasses.replace(config, loss=dataclasses.replace(config.loss, **changed))
-    )
+    return training_loss(config, similarity="logit", temperature=1.0)
 
 
 def initial_cross_encoder(config: Experiment, loss: Loss) -> TrainingModel:
@@ -95,29 +89,16 @@ def _start(
     config: Experiment, num_labels: int, longest: int, key: jax.Array
 ) -> tuple[EncoderSpec, Params, Tokenizer, dict[str, Any]]:
     """Returns the cross-encoder before training: spec, parameters, tokenizer and options."""
-    name, field = config.model.name, "config.data.max_length"
-    if name.startswith("random:"):
-        if not config.model.tokenizer:
-            raise InputError(
-                "config.model.tokenizer: random weights need a directory with tokenizer files, "
-                "found ''"
-            )
-        tokenizer = load_tokenizer(config.model.tokenizer, longest)
-        shape = name.removeprefix("random:")
-        backbone = random_spec(shape, vocab_size=tokenizer.vocab_size).backbone
-        check_length(longest, backbone, field)
-        spec = make_classifier(backbone, num_labels)
-        return spec, build_encoder(spec).init(key), tokenizer, {}
-    directory = resolve(name)
-    if not is_cross_encoder(directory):
-        base = read_model(directory)
-        check_length(longest, base.spec.backbone, field)
-        spec = make_classifier(base.spec.backbone, num_labels)
-        params = {**build_encoder(spec).init(key), "backbone": base.params["backbone"]}
-        options = {"base": base.settings.base}
-        return spec, _with_pooler(params, base.pooler), tokenizer_of(base, longest), options
+    name = config.model.name
+    directory = None if name.startswith("random:") else resolve(name)
+    if directory is None or not is_cross_encoder(directory):
+        base = read_base(config, longest, key)
+        spec = make_classifier(base.backbone, num_labels)
+        params = {**build_encoder(spec).init(key), "backbone": base.params}
+        options = {"base": base.base} if base.base else {}
+        return spec, _with_pooler(params, base.pooler), base.tokenizer, options
     saved = read_classifier(directory)
-    check_length(longest, saved.spec.backbone, field)
+    check_length(longest, saved.spec.backbone, "config.data.max_length")
     if (labels := build_encoder(saved.spec).dim) != num_labels:
         raise InputError(
             f"config.model.name: {name} gives {labels} logits a pair, the loss "

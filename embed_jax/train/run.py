@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,12 +13,13 @@ from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
+from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.loading import load_by_kind
 from embed_jax.parallel.mesh import make_mesh
-from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.checkpoint import read_encoder, saved_steps
-from embed_jax.train.model import initial_model
+from embed_jax.train.late_model import initial_late_interaction
+from embed_jax.train.model import Trained, initial_model
 from embed_jax.train.objective import describe_result, training_loss
 from embed_jax.train.pair_model import initial_cross_encoder, pair_loss
 from embed_jax.types import BASE, Params, join_params
@@ -25,11 +27,11 @@ from embed_jax.types import BASE, Params, join_params
 
 def load_run(
     directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder | CrossEncoder:
+) -> Trained:
     """Loads the model of a run, while it goes on or after it, bit for bit.
 
     The run itself is not touched. The checkpoints of a run that experiments.cross_encoder launched
-    are those of a cross-encoder.
+    are those of a cross-encoder; of experiments.late_interaction, those of such a model.
 
     Args:
         directory: the run's work directory, of any experiment.
@@ -64,6 +66,8 @@ def load_run(
     config.train.devices = 0  # those that are here, however many the run has
     if config.tracking.experiment == "cross_encoder":
         model = initial_cross_encoder(config, pair_loss(config))
+    elif config.tracking.experiment == "late_interaction":
+        model = initial_late_interaction(config)
     else:
         model = initial_model(config, mesh=make_mesh())
     trained, frozen = model.split()
@@ -72,8 +76,8 @@ def load_run(
     if not model.has_towers:
         params = _without_training_heads(params, model.spec)
     result = model.result.with_params(params)
-    if isinstance(result, CrossEncoder):
-        encoders: list[SentenceEncoder | CrossEncoder] = [result]
+    if isinstance(result, (CrossEncoder, LateInteractionEncoder)):
+        encoders: list[Any] = [result]
     else:
         if isinstance(result, SentenceEncoder) and model.spec.lora is None:
             result.base = ""

@@ -43,10 +43,10 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 
 def bench_queries(args: argparse.Namespace) -> None:
-    import embed_jax
+    from embed_jax.loading import load_embedding_model
 
     names = args.model.split(",")
-    models = [embed_jax.load(name) for name in names]
+    models = [load_embedding_model(name) for name in names]
     if not args.json:
         print_row(("ms", *names, "ratio" if names[1:] else ""), WIDTHS)
     for size in SIZES:

@@ -18,7 +18,8 @@ from embed_jax.data.pairs import (
     negative_columns,
     sampled_records,
 )
-from embed_jax.data.record_values import (
+from embed_jax.data.records import (
+    check_scored,
     clean_key,
     clean_label,
     clean_number,
@@ -26,7 +27,6 @@ from embed_jax.data.record_values import (
     label_names,
     to_python,
 )
-from embed_jax.data.records import check_scored
 from embed_jax.errors import InputError
 from embed_jax.types import Record
 

@@ -1,0 +1,489 @@
+"""Texts in, a vector for each of their tokens out: late interaction (ColBERT)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from embed_jax.data.pack import UNPOOLED
+from embed_jax.data.tokenize import Expansion, Tokenizer, load_tokenizer
+from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.embedding_model import Setting
+from embed_jax.encode_options import no_attribute
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.late import read_late_interaction, write_late_interaction
+from embed_jax.encoders.lora import merge_lora
+from embed_jax.encoders.settings import EncodingSettings
+from embed_jax.encoders.spec import Backbone, EncoderSpec
+from embed_jax.encoders.token_settings import SIDES, TokenSettings
+from embed_jax.errors import InputError, warn
+from embed_jax.maxsim import maxsim_matrix
+from embed_jax.parallel.gather import sharded_encode
+from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
+from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
+from embed_jax.pretrained import check_length, fit_tokenizer
+from embed_jax.prompts import prompt_for, resolve_prompt
+from embed_jax.registry import unknown
+from embed_jax.scores import truncate
+from embed_jax.token_pooling import pool_tokens
+from embed_jax.types import Params, TokenBatch
+
+TokenVectors = list[Float[np.ndarray, "_ d"]]
+
+
+class LateInteractionEncoder(PicklesByParts):
+    """A model that gives each token of a text a vector, with its tokenizer: `score` and `rank`.
+
+    A query's score with a document is MaxSim, see `embed_jax.maxsim`: the sum, or the mean, of the
+    best matches of its tokens.
+
+    Attributes:
+        spec: backbone without pooling, and the heads that are applied to each token.
+        params: tree of the encoder's parameters, float32 or bfloat16.
+        tokenizer: cuts texts at the model's own limit; see `encoder` for those of each side.
+        settings: prompts, where the markers of queries and documents are; and the similarity,
+            "maxsim" or "mean_maxsim".
+        texts: how queries and documents become tokens.
+        routes: the sides, which `encode` takes as `task`.
+    """
+
+    routes = SIDES
+    prompts: Setting[dict[str, str]] = Setting()
+    similarity_fn_name: Setting[str] = Setting("similarity")
+    matryoshka_dims: Setting[tuple[int, ...]] = Setting()
+    include_prompt: Setting[bool] = Setting()
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        params: Params,
+        tokenizer: Tokenizer,
+        settings: EncodingSettings | None = None,
+        texts: TokenSettings | None = None,
+        *,
+        compute_dtype: str = "float32",
+        devices: int = 0,
+    ):
+        """Makes an encoder of its parts.
+
+        Args:
+            spec: backbone, without pooling, and heads.
+            params: tree of the encoder's parameters.
+            tokenizer: cuts texts at its `max_length`.
+            settings: None: no prompts, and the similarity "maxsim".
+            texts: None: the defaults of `TokenSettings`.
+            compute_dtype: "float32" or "bfloat16".
+            devices: how many to encode on; 0: all.
+
+        Raises:
+            InputError: for a similarity other than MaxSim, or a tokenizer that does not fit the
+                backbone or lacks the token that expands queries.
+        """
+        self.settings = settings or EncodingSettings(similarity="maxsim")
+        if self.settings.similarity not in ("maxsim", "mean_maxsim"):
+            known = ("maxsim", "mean_maxsim")
+            raise InputError(unknown("similarity", self.settings.similarity, known))
+        self.texts = texts or TokenSettings()
+        self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
+        self.tokenizers = {
+            side: side_tokenizer(self.tokenizer, self.texts, side, spec.backbone) for side in SIDES
+        }
+        self.compute_dtype = compute_dtype
+        self._devices = devices
+        self._mesh = make_mesh(devices)
+        self._build(spec, params)
+
+    def _build(self, spec: EncoderSpec, params: Params) -> None:
+        self.spec = spec
+        self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype, vectors_per_text=0)
+        self._encode = sharded_encode(self._encoder, self._mesh)
+        self.params = on_mesh(params, self._mesh)
+
+    def __repr__(self) -> str:
+        backbone = self.spec.backbone
+        lengths = [self.tokenizers[side].max_length for side in SIDES]
+        return (
+            f"LateInteractionEncoder({backbone.family}, {backbone.num_layers} layers, "
+            f"dim={self.dim}, query_length={lengths[0]}, document_length={lengths[1]}, "
+            f"similarity={self.similarity_fn_name!r})"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
+
+    @property
+    def dim(self) -> int:
+        """d, the size of a token's vector."""
+        return self._encoder.dim
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a document is cut to, special tokens included.
+
+        May be set, up to the model's positions.
+        """
+        return self.tokenizers["document"].max_length
+
+    @max_length.setter
+    def max_length(self, max_length: int) -> None:
+        check_length(max_length, self.spec.backbone)
+        document = self.tokenizers["document"].cut_at(max_length)
+        self.tokenizers = {**self.tokenizers, "document": document}
+        self.texts = dataclasses.replace(self.texts, document_length=max_length)
+
+    def encoder(self, route: str) -> Any:
+        """Returns what is different for queries and documents: their `tokenizer`."""
+        return SimpleNamespace(tokenizer=self.tokenizers[route])
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: str = "document",
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dim: int = 0,
+        pool_factor: float = 0.0,
+        batch_tokens: int = 0,
+        show_progress: bool = False,
+        params: Params | None = None,
+    ) -> Any:
+        """Returns the vectors of each text's tokens `[L, d]`, float32, in order of the texts.
+
+        L counts the special tokens, the marker and the tokens that expand a query, and leaves out
+        those that the model skips. For one string its vectors are returned, without a list.
+
+        Args:
+            texts: a string, or any iterable of strings.
+            task: the side: "query" or "document".
+            prompt_name: which of `prompts` to put before each text; None: that of the side.
+            prompt: the prompt itself, instead of a name.
+            dim: d, the first numbers of each vector to keep, made length 1 again; 0: all.
+            pool_factor: of documents, see `TokenSettings`; 0: the model's own.
+            batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
+            show_progress: a progress bar over texts.
+            params: other parameters of the same model, as while training.
+
+        Raises:
+            InputError: for an unknown side or prompt, a text that is not a string, or
+                `batch_tokens` below one text's length.
+        """
+        if task not in SIDES:
+            raise InputError(unknown("task", task, SIDES))
+        if prompt_name is prompt is None:
+            prompt_name = prompt_for(self.prompts, side=task)
+        prefix = resolve_prompt(self.prompts, "", prompt_name=prompt_name, prompt=prompt)
+        text_list = [texts] if isinstance(texts, str) else list(texts)
+        params = gather_params(self.params if params is None else params, self._mesh)
+        starts: Iterable[int] = range(0, len(text_list), WINDOW)
+        if show_progress:
+            import tqdm
+
+            starts = tqdm.tqdm(starts, unit_scale=WINDOW, unit="text", dynamic_ncols=True)
+        vectors: TokenVectors = []
+        truncated = 0
+        for start in starts:
+            window = text_list[start : start + WINDOW]
+            cut, encoded = self._encode_window(window, task, prefix, params, batch_tokens)
+            truncated += cut
+            for tokens in encoded:
+                tokens = truncate(tokens, dim) if dim not in (0, self.dim) else tokens
+                vectors.append(self._pool(tokens, pool_factor) if task == "document" else tokens)
+        if truncated:
+            limit = self.tokenizers[task].max_length
+            kind = "queries" if task == "query" else "documents"
+            warn(f"{truncated} of {len(text_list)} {kind} were cut at the limit of {limit} tokens")
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> Any:
+        """Encodes queries; see `encode`."""
+        return self.encode(texts, task="query", **options)
+
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> Any:
+        """Encodes documents; see `encode`."""
+        return self.encode(texts, task="document", **options)
+
+    def _encode_window(
+        self, texts: Sequence[str], side: str, prefix: str, params: Params, batch_tokens: int
+    ) -> tuple[int, TokenVectors]:
+        """Returns how many texts were cut, and the vectors of each text's tokens that count."""
+        tokenizer = self.tokenizers[side]
+        tokenized = tokenizer.encode(texts, prefix)
+        marks = tokenized.marks or [np.zeros_like(ids) for ids in tokenized.ids]
+        counted = np.concatenate(marks) & UNPOOLED == 0
+        ends = np.cumsum([len(ids) for ids in tokenized.ids])
+        firsts = ends - [len(ids) for ids in tokenized.ids]
+        # Where each token's vector goes; vectors of tokens that do not count go nowhere.
+        places = np.where(counted, np.cumsum(counted) - 1, -1)
+        flat = np.empty((int(counted.sum()), self.dim), np.float32)
+        batch_tokens = batch_tokens or max(default_batch_tokens(), tokenizer.max_length)
+        batches = pack_window(tokenized.ids, 0, batch_tokens, marks=tokenized.marks)
+        for slots, vectors in run_batches(
+            self._encode, params, _by_slot(batches, places, firsts), self._mesh
+        ):
+            flat[slots[slots >= 0]] = vectors[slots >= 0]
+        splits = np.append(0, np.cumsum(counted))[ends]
+        return tokenized.truncated, np.split(flat, splits[:-1])
+
+    def _pool(self, tokens: Float[np.ndarray, "_ d"], factor: float) -> Float[np.ndarray, "_ d"]:
+        factor = factor or self.texts.pool_factor
+        if factor == 1:
+            return tokens
+        protected, normalize = self.texts.protected_tokens, self.texts.normalize_pooled
+        return pool_tokens(tokens, factor, protected=protected, normalize=normalize)
+
+    def similarity(self, queries: TokenVectors, documents: TokenVectors) -> Any:
+        """Computes the score of each encoded query with each encoded document, float32 `[Q, N]`."""
+        mean = self.similarity_fn_name == "mean_maxsim"
+        return maxsim_matrix(queries, documents, mean=mean)
+
+    def similarity_pairwise(self, queries: TokenVectors, documents: TokenVectors) -> Any:
+        """Computes the score of each encoded query with the document at the same position."""
+        pairs = zip(queries, documents, strict=True)
+        scores = [self.similarity([query], [document])[0, 0] for query, document in pairs]
+        return np.array(scores, np.float32)
+
+    def score(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        *,
+        batch_tokens: int = 0,
+        params: Params | None = None,
+    ) -> Float[np.ndarray, " N"]:
+        """Computes the score of each query with the document at the same position, float32.
+
+        A text that occurs often is encoded once.
+
+        Raises:
+            InputError: for unequal lengths; see also `encode`.
+        """
+        if isinstance(queries, str) or isinstance(documents, str):
+            raise InputError(
+                "queries and documents: expected a list of strings each, found a string"
+            )
+        if len(queries) != len(documents):
+            raise InputError(
+                f"expected as many documents as queries, found {len(documents)} and {len(queries)}"
+            )
+        sides = []
+        for task, texts in zip(SIDES, (queries, documents), strict=True):
+            unique = list(dict.fromkeys(texts))
+            vectors = self.encode(unique, task=task, batch_tokens=batch_tokens, params=params)
+            by_text = dict(zip(unique, vectors, strict=True))
+            sides.append([by_text[text] for text in texts])
+        return self.similarity_pairwise(*sides)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        return_documents: bool = False,
+        batch_tokens: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Ranks documents for a query, as `CrossEncoder.rank` does.
+
+        Documents with equal scores are in the order in which they were given.
+
+        Args:
+            query: the query.
+            documents: the texts to rank.
+            top_k: return at most this many; None: all of them.
+            return_documents: whether the documents are returned too.
+            batch_tokens: see `encode`.
+
+        Returns:
+            The best document first, {"corpus_id": its index in `documents`, "score": a Python
+            float} of each, with its "text" if asked for.
+
+        Raises:
+            InputError: for a negative `top_k`; see also `encode`.
+        """
+        if top_k is not None and top_k < 0:
+            raise InputError(f"top_k: expected a number from 0, found {top_k}")
+        scores = self.score([query] * len(documents), documents, batch_tokens=batch_tokens)
+        return [
+            {"corpus_id": index, "score": float(scores[index])}
+            | ({"text": documents[index]} if return_documents else {})
+            for index in np.argsort(-scores, kind="stable")[:top_k].tolist()
+        ]
+
+    def with_params(self, params: Params) -> LateInteractionEncoder:
+        """Returns the same model with other parameters."""
+        other = copy.copy(self)
+        other.params = on_mesh(params, self._mesh)
+        return other
+
+    def merged(self) -> LateInteractionEncoder:
+        """Returns the model with its LoRA adapter added to the weights; without one, itself."""
+        if self.spec.lora is None:
+            return self
+        model = copy.copy(self)
+        model._build(*merge_lora(self.spec, jax.device_get(self.params)))
+        return model
+
+    def save(self, directory: str | Path, layout: str = "sentence-transformers") -> None:
+        """Writes a model directory, as a whole or not at all; see `write_late_interaction`.
+
+        Args:
+            directory: the path of the model directory.
+            layout: "sentence-transformers" (MultiVectorEncoder of version 6), "pylate" or
+                "stanford".
+        """
+        write_late_interaction(
+            Path(directory),
+            self.spec,
+            jax.device_get(self.params),
+            self.settings,
+            self.texts,
+            tokenizer=self.tokenizer,
+            max_length=self.tokenizer.max_length,
+            layout=layout,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundLateInteraction:
+    """A late-interaction model as a function of pairs of texts, and of texts of a side.
+
+    Attributes:
+        model: the model.
+        params: its parameters, as while it is trained; None: those that it has.
+    """
+
+    model: LateInteractionEncoder
+    params: Params | None = None
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> Float[np.ndarray, " N"]:
+        """Returns the score of each query with the document at the same position."""
+        return self.model.score(queries, documents, params=self.params)
+
+    def query(self, texts: Iterable[str]) -> TokenVectors:
+        """Returns the vectors of queries."""
+        return self.model.encode(texts, task="query", params=self.params)
+
+    def document(self, texts: Iterable[str]) -> TokenVectors:
+        """Returns the vectors of documents."""
+        return self.model.encode(texts, task="document", params=self.params)
+
+
+def _by_slot(
+    batches: Iterable[tuple[Int[np.ndarray, " n"], TokenBatch]],
+    places: Int[np.ndarray, " t"],
+    firsts: Int[np.ndarray, " N"],
+) -> Iterator[tuple[Int[np.ndarray, " s"], TokenBatch]]:
+    """Yields for each slot of a batch where its vector goes, -1: nowhere; and the batch.
+
+    Args:
+        batches: the numbers of a batch's texts, and the batch.
+        places: of every token of all texts.
+        firsts: the index of each text's first token.
+    """
+    for numbers, batch in batches:
+        slots = np.full(batch.sentence.size, -1)
+        filled = (batch.sentence < batch.sentences).reshape(-1)
+        token = firsts[numbers[batch.sentence.reshape(-1)[filled]]]
+        slots[filled] = places[token + batch.position.reshape(-1)[filled]]
+        yield slots, batch
+
+
+def register_markers(tokenizer: Tokenizer, prompts: Iterable[str]) -> Tokenizer:
+    """Returns a tokenizer for which a prompt that its vocabulary knows is one token.
+
+    Markers such as "[unused0] " or "[Q] " are put before texts like any prompt, but a tokenizer
+    splits them unless they are special tokens. A prompt that the vocabulary does not know stays
+    ordinary text.
+    """
+    known, markers = tokenizer.backend.get_vocab(with_added_tokens=True), []
+    for prompt in filter(str.strip, prompts):
+        marker = next((text for text in (prompt, prompt.split()[0]) if text in known), None)
+        if marker and tokenizer.hf.tokenize(marker) != [marker]:
+            markers.append(marker)
+    if not markers:
+        return tokenizer
+    from tokenizers import AddedToken
+
+    tokens = [AddedToken(marker, normalized=False, special=True) for marker in markers]
+    hf, backend = copy.deepcopy(tokenizer.hf), copy.deepcopy(tokenizer.backend)
+    hf.add_tokens(tokens, special_tokens=True)
+    backend.add_special_tokens(tokens)
+    return dataclasses.replace(tokenizer, hf=hf, backend=backend)
+
+
+def side_tokenizer(
+    tokenizer: Tokenizer, texts: TokenSettings, side: str, backbone: Backbone
+) -> Tokenizer:
+    """Returns the tokenizer of queries or of documents, with its limit and the marks of tokens.
+
+    Args:
+        tokenizer: the model's.
+        texts: how texts become tokens.
+        side: "query" or "document".
+        backbone: whose attention sees the query from every token that expands it.
+
+    Raises:
+        InputError: the tokenizer has no token to expand queries with, or tokens that expand a query
+            would be too far from it for a backbone with local attention.
+    """
+    expansion = None
+    if side == "query" and texts.expansion:
+        name = texts.expansion_token or tokenizer.hf.mask_token or tokenizer.hf.eos_token
+        token_id = tokenizer.backend.token_to_id(name) if name else None
+        if token_id is None:
+            raise InputError(f"expansion_token: the tokenizer has no token {name!r}")
+        expansion = Expansion(texts.expansion_length, token_id, texts.attend)
+        window = getattr(backbone, "local_attention", 0)
+        if window and not texts.attend and texts.expansion_length > window // 2:
+            raise InputError(
+                f"expansion_length: expected at most {window // 2}, the reach of the model's local "
+                f"attention, without attend, found {texts.expansion_length}"
+            )
+    skipped = texts.skip_words if side in texts.skip_sides else ()
+    ids = [tokenizer.backend.token_to_id(word) for word in skipped]
+    limit = texts.limit(side, tokenizer.max_length)
+    return dataclasses.replace(
+        tokenizer.cut_at(limit),
+        expansion=expansion,
+        unpooled_ids=tuple(token_id for token_id in ids if token_id is not None),
+    )
+
+
+def load_late_interaction_encoder(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> LateInteractionEncoder:
+    """Loads a late-interaction model.
+
+    Args:
+        name: a directory (sentence-transformers' MultiVectorEncoder, PyLate's or Stanford's
+            ColBERT), or a hub name.
+        max_length: cut documents at this number of tokens; 0: the model's own limit.
+        compute_dtype: "float32" or "bfloat16".
+
+    Raises:
+        InputError: if it can't be found or read, is of an unknown architecture or another kind of
+            model, or `max_length` is more than the model has positions for.
+    """
+    saved = read_late_interaction(resolve(str(name)))
+    texts = saved.texts
+    if max_length:
+        texts = dataclasses.replace(texts, document_length=max_length)
+    length = max(saved.max_length, max_length)
+    tokenizer = load_tokenizer(
+        saved.tokenizer_directory, length, lower_case=saved.settings.lower_case
+    )
+    if saved.marked:
+        tokenizer = register_markers(tokenizer, saved.settings.prompts.values())
+    return LateInteractionEncoder(
+        saved.spec, saved.params, tokenizer, saved.settings, texts, compute_dtype=compute_dtype
+    )
