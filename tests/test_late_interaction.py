@@ -74,8 +74,8 @@ def assert_equals_sentence_transformers(model, directory):
     for side, texts in (("query", QUERIES), ("document", DOCUMENTS)):
         encode = getattr(reference, f"encode_{side}")
         expected = encode(texts, convert_to_numpy=True)
-        for ours, theirs in zip(model.encode(texts, task=side), expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        for ours, reference_value in zip(model.encode(texts, task=side), expected, strict=True):
+            np.testing.assert_allclose(ours, reference_value, atol=1e-5)
     vectors = reference.encode_query(QUERIES), reference.encode_document(DOCUMENTS)
     ours = model.similarity(model.encode_query(QUERIES), model.encode_document(DOCUMENTS))
     np.testing.assert_allclose(ours, reference.similarity(*vectors), atol=1e-4)
@@ -179,11 +179,11 @@ def test_losses_and_gradients_equal_sentence_transformers(model, tmp_path):
         value, gradient = results[name]
         assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5), name
         torch_gradients = dict(reference.named_parameters())
-        for ours, theirs in (
+        for ours, reference_value in (
             (gradient["heads"]["0"]["kernel"].T, "1.linear.weight"),
             (gradient["backbone"]["layers"]["up"]["kernel"][0].T, "intermediate.dense.weight"),
         ):
-            grad = next(p.grad for n, p in torch_gradients.items() if n.endswith(theirs))
+            grad = next(p.grad for n, p in torch_gradients.items() if n.endswith(reference_value))
             scale = float(grad.abs().max())
             assert scale > 1e-3
             np.testing.assert_allclose(ours, grad.numpy(), atol=1e-4 * max(scale, 1.0))
@@ -196,9 +196,9 @@ def test_a_query_does_not_depend_on_its_neighbours(model):
     """Tokens that expand a query are seen by none, and fill rows that texts share."""
     together = model.encode_query(QUERIES)
     for text, vectors in zip(QUERIES, together, strict=True):
-        alone = model.encode_query(text)
-        assert alone.shape == (10, 8)
-        np.testing.assert_allclose(alone, vectors, atol=1e-6)
+        by_itself = model.encode_query(text)
+        assert by_itself.shape == (10, 8)
+        np.testing.assert_allclose(by_itself, vectors, atol=1e-6)
 
 
 def test_score_and_rank(model):

@@ -183,10 +183,10 @@ def _read_stanford(directory: Path) -> SavedLateInteraction:
     tensors = dict(open_tensors(directory))
     linear = tensors.pop(LINEAR, None)
     if linear is None or linear.ndim != 2 or linear.shape[1] != backbone.hidden_size:
-        found = "none" if linear is None else f"the shape {linear.shape}"
+        shape = "none" if linear is None else f"the shape {linear.shape}"
         raise InputError(
             f"{directory}: tensor {LINEAR!r}: expected the shape (dim, {backbone.hidden_size}), "
-            f"found {found}"
+            f"found {shape}"
         )
     params = params_from_tensors(family, backbone_shapes(backbone), tensors, directory)
     kernel = np.array(linear.T, param_dtype(linear.dtype))
