@@ -15,12 +15,13 @@ from typing import Any
 from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
-from . import loss, memory, mining, multi_vector, pairs, queries, scaling, speed, suite
+from . import loss, maxsim, memory, mining, multi_vector, pairs, queries, scaling, speed, suite
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
+  python -m scripts.bench maxsim
   python -m scripts.bench memory --batch-size 4096 --group 128
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
       --config.train.fsdp=8
@@ -100,6 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             multi_vector,
             multi_vector.bench_multi_vector,
         ),
+        ("maxsim", "memory and time of MaxSim over a batch", maxsim, maxsim.bench_maxsim),
         ("pairs", "pairs that a cross-encoder scores and trains on", pairs, pairs.bench_pairs),
         ("queries", "time to embed the query of a search", queries, queries.bench_queries),
         ("suite", "time of evaluating on a suite of tasks", suite, suite.bench_suite),
