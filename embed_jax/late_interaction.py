@@ -14,17 +14,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.data.pack import UNPOOLED
-from embed_jax.data.tokenize import Expansion, Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.embedding_model import Setting
 from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.late import read_late_interaction, write_late_interaction
 from embed_jax.encoders.lora import merge_lora
+from embed_jax.encoders.read_late import read_late_interaction
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.spec import Backbone, EncoderSpec
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_settings import SIDES, TokenSettings
+from embed_jax.encoders.write_late import write_late_interaction
 from embed_jax.errors import InputError, warn
 from embed_jax.maxsim import maxsim_matrix
 from embed_jax.parallel.gather import sharded_encode
@@ -35,6 +36,7 @@ from embed_jax.prompts import prompt_for, resolve_prompt
 from embed_jax.registry import unknown
 from embed_jax.scores import truncate
 from embed_jax.token_pooling import pool_tokens
+from embed_jax.token_sides import register_markers, side_tokenizer
 from embed_jax.types import Params, TokenBatch
 
 TokenVectors = list[Float[np.ndarray, "_ d"]]
@@ -396,67 +398,6 @@ def _by_slot(
         token = firsts[numbers[batch.sentence.reshape(-1)[filled]]]
         slots[filled] = places[token + batch.position.reshape(-1)[filled]]
         yield slots, batch
-
-
-def register_markers(tokenizer: Tokenizer, prompts: Iterable[str]) -> Tokenizer:
-    """Returns a tokenizer for which a prompt that its vocabulary knows is one token.
-
-    Markers such as "[unused0] " or "[Q] " are put before texts like any prompt, but a tokenizer
-    splits them unless they are special tokens. A prompt that the vocabulary does not know stays
-    ordinary text.
-    """
-    known, markers = tokenizer.backend.get_vocab(with_added_tokens=True), []
-    for prompt in filter(str.strip, prompts):
-        marker = next((text for text in (prompt, prompt.split()[0]) if text in known), None)
-        if marker and tokenizer.hf.tokenize(marker) != [marker]:
-            markers.append(marker)
-    if not markers:
-        return tokenizer
-    from tokenizers import AddedToken
-
-    tokens = [AddedToken(marker, normalized=False, special=True) for marker in markers]
-    hf, backend = copy.deepcopy(tokenizer.hf), copy.deepcopy(tokenizer.backend)
-    hf.add_tokens(tokens, special_tokens=True)
-    backend.add_special_tokens(tokens)
-    return dataclasses.replace(tokenizer, hf=hf, backend=backend)
-
-
-def side_tokenizer(
-    tokenizer: Tokenizer, texts: TokenSettings, side: str, backbone: Backbone
-) -> Tokenizer:
-    """Returns the tokenizer of queries or of documents, with its limit and the marks of tokens.
-
-    Args:
-        tokenizer: the model's.
-        texts: how texts become tokens.
-        side: "query" or "document".
-        backbone: whose attention sees the query from every token that expands it.
-
-    Raises:
-        InputError: the tokenizer has no token to expand queries with, or tokens that expand a query
-            would be too far from it for a backbone with local attention.
-    """
-    expansion = None
-    if side == "query" and texts.expansion:
-        name = texts.expansion_token or tokenizer.hf.mask_token or tokenizer.hf.eos_token
-        token_id = tokenizer.backend.token_to_id(name) if name else None
-        if token_id is None:
-            raise InputError(f"expansion_token: the tokenizer has no token {name!r}")
-        expansion = Expansion(texts.expansion_length, token_id, texts.attend)
-        window = getattr(backbone, "local_attention", 0)
-        if window and not texts.attend and texts.expansion_length > window // 2:
-            raise InputError(
-                f"expansion_length: expected at most {window // 2}, the reach of the model's local "
-                f"attention, without attend, found {texts.expansion_length}"
-            )
-    skipped = texts.skip_words if side in texts.skip_sides else ()
-    ids = [tokenizer.backend.token_to_id(word) for word in skipped]
-    limit = texts.limit(side, tokenizer.max_length)
-    return dataclasses.replace(
-        tokenizer.cut_at(limit),
-        expansion=expansion,
-        unpooled_ids=tuple(token_id for token_id in ids if token_id is not None),
-    )
 
 
 def load_late_interaction_encoder(

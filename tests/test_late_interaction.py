@@ -17,9 +17,10 @@ from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, find_shape
 from embed_jax.encoders.token_settings import PUNCTUATION, TokenSettings
 from embed_jax.errors import EmbedJaxWarning, InputError
-from embed_jax.late_interaction import LateInteractionEncoder, register_markers
+from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.losses import distillation, in_batch
 from embed_jax.maxsim import maxsim_matrix
+from embed_jax.token_sides import register_markers
 from embed_jax.world import LocalWorld, make_columns
 
 from .conftest import WORDS

@@ -23,7 +23,7 @@ STEPS = (
     ("remote", "scores", "pair_scores", "world"),
     ("maxsim", "token_pooling"),
     ("encoders", "losses", "parallel", "data", "prompts"),
-    ("pretrained", "encode_options", "embedding_model"),
+    ("pretrained", "encode_options", "embedding_model", "token_sides"),
     ("sentence", "cross_encoder", "late_interaction", "catalogue"),
     ("routed", "static"),
     ("loading",),

@@ -11,16 +11,17 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Head, Normalize
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.late import read_late_interaction
 from embed_jax.encoders.read import is_late_interaction
+from embed_jax.encoders.read_late import read_late_interaction
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_settings import PUNCTUATION, TokenSettings
 from embed_jax.encoders.towers import two_sides
 from embed_jax.errors import InputError
-from embed_jax.late_interaction import LateInteractionEncoder, register_markers
+from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.losses.base import Loss
 from embed_jax.pretrained import check_length
+from embed_jax.token_sides import register_markers
 from embed_jax.train.model import (
     TrainingModel,
     add_adapter,
