@@ -124,7 +124,9 @@ class Lora:
         choices=("float32", "bfloat16", "int8"),
     )
     merge: bool = option(
-        False, "Save the model with the adapter merged; False: beside it, in PEFT's format."
+        False,
+        "Save the model with the adapter merged, as cross-encoders always do; False: beside it, "
+        "in PEFT's format.",
     )
 
 

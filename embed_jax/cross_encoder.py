@@ -97,8 +97,7 @@ class CrossEncoder(PicklesByParts):
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
-        if truncation not in TRUNCATIONS:
-            raise InputError(unknown("truncation", truncation, TRUNCATIONS))
+        _check_truncation(truncation)
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.activation = activation
         self.prompt = prompt
@@ -363,7 +362,9 @@ def load_cross_encoder(
     if model is not None:
         if not isinstance(model, CrossEncoder):
             raise InputError(f"{name}: the run of an embedding model; accepted: a cross-encoder")
-        model.truncation = truncation or model.truncation
+        if truncation:
+            _check_truncation(truncation)
+            model.truncation = truncation
         return model
     saved = read_classifier(resolve(str(name)))
     length = max_length or saved.max_length
@@ -382,6 +383,12 @@ def load_cross_encoder(
         truncation=truncation or saved.truncation,
         compute_dtype=compute_dtype,
     )
+
+
+def _check_truncation(truncation: str) -> None:
+    """Raises an InputError for an unknown way to cut pairs."""
+    if truncation not in TRUNCATIONS:
+        raise InputError(unknown("truncation", truncation, TRUNCATIONS))
 
 
 def _check_types(tokenizer: Tokenizer, types: int) -> None:

@@ -18,7 +18,7 @@ from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.data.pairs import SearchTask
 from embed_jax.data.pipeline import RecordSource, count_columns
 from embed_jax.embedding_model import TextEncoder
-from embed_jax.errors import exit_with_one_line, require
+from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.report import format_table, systems_table
 from embed_jax.evals.retrieval import make_retrieval_task
 from embed_jax.evals.suite import Entry, named
@@ -42,11 +42,17 @@ from .retrieval import open_pairs, read_corpus_texts
 def run(config: Experiment, workdir: Path) -> loop.Result:
     require("bm25s")  # fail early: needed only for the shortlists
     loss = pair_loss(config)
+    if loss.about.classes and config.eval.retrieval:
+        raise InputError(
+            f"config.eval.retrieval: the loss {config.loss.name!r} trains {loss.about.classes} "
+            f"logits a pair, which rank no passages; expected '', found {config.eval.retrieval!r}"
+        )
 
     # Data: a query and its candidates, and search tasks for validation and test.
     sources, validation, tasks = read_data(config, workdir)
 
     # Evaluation: the order of a fixed shortlist.
+    tasks = {} if loss.about.classes else tasks  # classes rank no passages
     shortlists = {split: shortlist(config, task) for split, task in tasks.items()}
     evaluators = {}
     if "validation" in shortlists:

@@ -18,7 +18,7 @@ from embed_jax.config import Experiment
 from embed_jax.data.pairs import SearchTask
 from embed_jax.errors import exit_with_one_line, require
 from embed_jax.evals.report import format_table, systems_table
-from embed_jax.evals.retrieval import evaluate_search
+from embed_jax.evals.search import evaluate_search
 from embed_jax.evals.suite import Entry, named
 from embed_jax.evals.two_stages import METRICS, compare_stages
 from embed_jax.late_interaction import BoundLateInteraction, load_late_interaction_encoder

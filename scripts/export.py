@@ -284,7 +284,7 @@ def write_cross_encoder(
     args: argparse.Namespace, model: CrossEncoder, directory: Path
 ) -> list[tuple[str, str]]:
     """Writes a cross-encoder in each format; returns the ONNX files with their precisions."""
-    from embed_jax.export.onnx import compare_logits_onnx
+    from embed_jax.export.onnx_run import compare_logits_onnx
 
     if "sentence-transformers" in args.format:
         model.save(directory)
@@ -306,7 +306,7 @@ def write(
 ) -> list[tuple[str, str]]:
     """Writes an embedding model in each format; returns the ONNX files with their precisions."""
     from embed_jax.export.directory import write_plain
-    from embed_jax.export.onnx import compare_onnx
+    from embed_jax.export.onnx_run import compare_onnx
 
     if "sentence-transformers" in args.format:
         model.save(directory)

@@ -175,7 +175,8 @@ def wrong_option(args: argparse.Namespace) -> str | None:
 def mine_file(args: argparse.Namespace, beside: Path) -> None:
     """Mines and writes the records into the file `beside`."""
     from embed_jax.retrieval.copies import token_fold
-    from embed_jax.retrieval.mine import Mining, Report, corpus_with, mine_negatives, records_of
+    from embed_jax.retrieval.mine import Report, corpus_with, mine_negatives, records_of
+    from embed_jax.retrieval.mining_candidates import Mining
 
     options = Mining(
         number=args.number,

@@ -281,8 +281,6 @@ for name in {light!r}:
 
 # What every file of its kind defines: a backbone, a data source, a task.
 ENTRY_POINTS = {"Embeddings", "Layer", "open_source", "open_task", "read_config", "write_config"}
-# A Flax layer, and the head that sentence-transformers' files name so.
-ENTRY_POINTS |= {"LayerNorm"}
 
 
 def test_a_public_name_is_defined_once():

@@ -386,7 +386,8 @@ def search(tiny_tokenizer, tmp_path):
 
 def test_the_official_harness_takes_both_routes(search):
     pytest.importorskip("mteb")
-    from embed_jax.evals.mteb import local_task, mteb_model, revision
+    from embed_jax.evals.mteb import mteb_model, revision
+    from embed_jax.evals.mteb_tasks import local_task
 
     model, _, data = search
     result = local_task("retrieval", data, name="made").evaluate(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.records import is_missing
+from embed_jax.data.record_values import is_missing
 from embed_jax.data.sources.files import file_format, iter_rows, parse_number
 from embed_jax.errors import InputError
 from embed_jax.pair_scores import PairScorer, score_pairs

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.family import Family, read_fields
 from embed_jax.encoders.layers import (
-    LayerNorm,
+    LayerNormalization,
     Linear,
     MaskPositions,
     activation,
@@ -144,7 +144,7 @@ class Embeddings(nn.Module):
         if config.type_vocab_size:
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
-        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
+        x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
         x = dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
         if width != config.hidden_size:
             x = Linear(config.hidden_size, self.dtype, config.initializer_range, name="project")(x)
@@ -174,8 +174,8 @@ class Layer(nn.Module):
         def linear(features: int, name: str) -> Linear:
             return Linear(features, self.dtype, config.initializer_range, name=name)
 
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(config.layer_norm_eps, self.dtype, name=name)
+        def norm(name: str) -> LayerNormalization:
+            return LayerNormalization(config.layer_norm_eps, self.dtype, name=name)
 
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
         query, key_, value = (

@@ -20,7 +20,7 @@ from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.distances import DistanceRows, find_distance_rows, multiply_by_distance
 from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import (
-    LayerNorm,
+    LayerNormalization,
     Linear,
     MaskPositions,
     activation,
@@ -133,9 +133,9 @@ class Deberta(Stack):
         init, table_rows = nn.initializers.normal(config.initializer_range), config.distance_rows
         distances = self.param("distances", init, (table_rows, config.hidden_size))
         if config.norm_distances:
-            distances = LayerNorm(config.layer_norm_eps, self.dtype, name="distances_norm")(
-                distances
-            )
+            distances = LayerNormalization(
+                config.layer_norm_eps, self.dtype, name="distances_norm"
+            )(distances)
         # Short rows reach few distances: the layers project no others.
         start, stop, rows = find_distance_rows(
             table_rows,
@@ -167,7 +167,7 @@ class Embeddings(nn.Module):
         if config.type_vocab_size:
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
-        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
+        x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
         return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
 
 
@@ -193,7 +193,7 @@ class Layer(nn.Module):
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         start = 0 if places is None else places.starts(config.hidden_size)
         linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range)
-        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
+        norm = functools.partial(LayerNormalization, config.layer_norm_eps, self.dtype)
 
         def split_heads(x: Float[Array, "*B D"]) -> Float[Array, "*B H d"]:
             return x.reshape(*x.shape[:-1], config.num_heads, -1)

@@ -92,7 +92,7 @@ class LayerNorm:
     def apply(
         self, params: Params, x: Float[AnyArray, "*S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "*S D"]:
-        norm = layers.LayerNorm(self.eps, jnp.float32, use_bias=self.bias)
+        norm = layers.LayerNormalization(self.eps, jnp.float32, use_bias=self.bias)
         return layers.apply_module(norm, params, x)
 
     def dim(self, _: int) -> int:

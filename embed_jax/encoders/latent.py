@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.layers import LayerNorm, Linear, activation, apply_module
+from embed_jax.encoders.layers import LayerNormalization, Linear, activation, apply_module
 from embed_jax.errors import InputError
 from embed_jax.types import Params
 
@@ -112,7 +112,7 @@ class LatentAttention:
             return apply_module(layer, params[name], x)
 
         def norm(name: str, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-            return apply_module(LayerNorm(EPS, dtype), params[name], x)
+            return apply_module(LayerNormalization(EPS, dtype), params[name], x)
 
         def split(x: Float[Array, "N I"]) -> Float[Array, "H N d"]:
             return x.reshape(-1, self.heads, self.size).swapaxes(0, 1)

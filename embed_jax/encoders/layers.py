@@ -73,7 +73,7 @@ class Linear(nn.Module):
         return product.reshape(*x.shape[:-1], self.features)
 
 
-class LayerNorm(nn.Module):
+class LayerNormalization(nn.Module):
     """Layer normalisation over the last axis (Ba et al. 2016), with statistics in float32."""
 
     eps: float

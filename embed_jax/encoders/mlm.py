@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.layers import LayerNorm, Linear, activation, apply_module
+from embed_jax.encoders.layers import LayerNormalization, Linear, activation, apply_module
 from embed_jax.types import AnyArray, Params, TokenBatch
 
 # Shares of the chosen tokens that become the mask token, and a random token; the others stay.
@@ -34,7 +34,7 @@ class MlmHead(nn.Module):
     ) -> Float[Array, "K V"]:
         config = self.config
         x = Linear(table.shape[1], jnp.float32, config.initializer_range, name="dense")(x)
-        x = LayerNorm(config.layer_norm_eps, jnp.float32, name="norm")(
+        x = LayerNormalization(config.layer_norm_eps, jnp.float32, name="norm")(
             activation(config.activation)(x)
         )
         return x @ table.T + self.param("bias", nn.initializers.zeros, table.shape[:1])

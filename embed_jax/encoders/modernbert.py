@@ -19,7 +19,7 @@ from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import (
-    LayerNorm,
+    LayerNormalization,
     Linear,
     MaskPositions,
     activation,
@@ -134,7 +134,9 @@ class ModernBert(Stack):
         numbers = jnp.asarray([(FULL, SLIDING).index(kind) for kind in config.layer_types])
         each = layer_keys, numbers, jnp.arange(config.num_layers) == 0
         hidden = self.scan(Layer, hidden, each, both, places, every_layer=every_layer)
-        return LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(hidden)
+        return LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
+            hidden
+        )
 
 
 def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
@@ -164,7 +166,7 @@ class Embeddings(nn.Module):
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
-        x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
+        x = LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
             take_rows(token, tokens.token_ids)
         )
         return dropout(
@@ -207,7 +209,9 @@ class Layer(nn.Module):
         last = functools.partial(
             linear, stddev=config.initializer_range / math.sqrt(2 * config.num_layers)
         )
-        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype, use_bias=False)
+        norm = functools.partial(
+            LayerNormalization, config.layer_norm_eps, self.dtype, use_bias=False
+        )
 
         normed = jnp.where(first, x, norm(name="attention_norm")(x))
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)

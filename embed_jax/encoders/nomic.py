@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.layers import (
-    LayerNorm,
+    LayerNormalization,
     Linear,
     MaskPositions,
     Rotation,
@@ -123,7 +123,7 @@ class Embeddings(nn.Module):
             types = self.param("token_type", init, (config.type_vocab_size, width))
             # A single row is that of all tokens.
             x = x + type_vectors(types, tokens.segment if config.type_vocab_size > 1 else None)
-        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
+        x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
         return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
 
 
@@ -157,7 +157,7 @@ class Layer(nn.Module):
             Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
         )
         linear = functools.partial(plain, use_bias=config.use_bias)
-        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
+        norm = functools.partial(LayerNormalization, config.layer_norm_eps, self.dtype)
 
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
         query, key_, value = (

@@ -31,7 +31,7 @@ _MODULES = {
     "mteb": ("MtebModel", "mteb_model"),
     "overlap": ("CleanScore", "Overlap", "clean_score", "find_overlap"),
     "results": ("TaskResult", "read_result", "read_results"),
-    "retrieval": ("RetrievalResult", "evaluate_retrieval", "retrieval_evaluator", "score_run"),
+    "search": ("RetrievalResult", "evaluate_retrieval", "retrieval_evaluator", "score_run"),
     "significance": (
         "PairedDifference",
         "SeedSummary",

@@ -14,7 +14,7 @@ from embed_jax.atomic import replaced, write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import mean_interval
 from embed_jax.evals.report import format_score, format_table
-from embed_jax.evals.retrieval import (
+from embed_jax.evals.search import (
     Qrels,
     RetrievalResult,
     SearchTexts,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.sources.beir import iter_relevant
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import Qrels, TextsById, check_qrels
+from embed_jax.evals.search import Qrels, TextsById, check_qrels
 from embed_jax.retrieval.topk import Encode, prompted
 
 NEIGHBOURS = 10  # k of the k-occurrence

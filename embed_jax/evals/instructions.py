@@ -23,7 +23,7 @@ import numpy as np
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.data.sources.tasks import Row, describe_split, read_rows
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import Qrels, TextsById, score_run
+from embed_jax.evals.search import Qrels, TextsById, score_run
 from embed_jax.evals.task import (
     DOCUMENT,
     QUERY,

@@ -231,13 +231,13 @@ def measure(
         names: ids of the documents.
         qrels: {query id: {document id: relevance}}.
         chosen: the settings.
-        ignore_identical_ids: see `retrieval.evaluate_retrieval`.
+        ignore_identical_ids: see `search.evaluate_retrieval`.
 
     Raises:
         InputError: if the first setting has quality 0, or the documents are too few to calibrate
             on.
     """
-    from embed_jax.evals.retrieval import score_run
+    from embed_jax.evals.search import score_run
     from embed_jax.retrieval.calibration import SAMPLE, calibrate
     from embed_jax.retrieval.compressed import CompressedIndex
     from embed_jax.retrieval.quantize import compress

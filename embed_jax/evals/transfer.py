@@ -26,20 +26,22 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
 from embed_jax.data.sources.files import FORMATS, file_format
 from embed_jax.data.sources.tasks import describe_split, read_rows
 from embed_jax.errors import InputError, require
 from embed_jax.evals.classification import prediction_metrics
+from embed_jax.evals.logistic_regression import (
+    logistic_regressions,
+    predict_by_each,
+    rotate_vectors,
+    turn_vectors,
+)
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
-from embed_jax.types import AnyArray
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 SEED = 1111  # SentEval's
@@ -47,21 +49,6 @@ SEED = 1111  # SentEval's
 Chosen = tuple[
     Int[np.ndarray, " N"], list[float], float
 ]  # predictions, strengths, accuracy where they were chosen
-
-
-class Rotated(NamedTuple):
-    """Embeddings in a basis that makes `logistic_regressions` quick, and changes nothing else.
-
-    Attributes:
-        vectors: of the training texts, centred, in the basis of their principal axes.
-        squares: the sum of squares along each axis.
-        center, axes: vectors = (x - center) @ axes.
-    """
-
-    vectors: Float[np.ndarray, "N D"]
-    squares: Float[np.ndarray, " D"]
-    center: Float[np.ndarray, " D"]
-    axes: Float[np.ndarray, "D D"]
 
 
 def open_task(
@@ -171,7 +158,7 @@ def cross_validate(
         The predicted label of each row, the strength chosen for each fold, and the mean accuracy of
         these on the folds left out to choose them.
     """
-    fold, rotated = _folds(labels, folds, seed), _rotate(vectors)
+    fold, rotated = _folds(labels, folds, seed), rotate_vectors(vectors)
     pairs = list(itertools.combinations(range(folds), 2))
     included = np.stack([(fold != first) & (fold != second) for first, second in pairs], axis=1)
     accuracy = np.zeros(
@@ -215,10 +202,10 @@ def train_and_test(
     Returns:
         See `cross_validate`, with one strength.
     """
-    rotated, gold = _rotate(vectors["train"]), labels["train"]
+    rotated, gold = rotate_vectors(vectors["train"]), labels["train"]
     everything = np.ones((len(gold), 1), bool)
     if "dev" in vectors:
-        included, scored, answers = everything, _turn(rotated, vectors["dev"]), labels["dev"]
+        included, scored, answers = everything, turn_vectors(rotated, vectors["dev"]), labels["dev"]
         parts = [slice(None)]
     else:
         fold = _folds(gold, folds, seed)
@@ -234,118 +221,10 @@ def train_and_test(
     best = int(np.argmax(accuracy))
     weights = logistic_regressions(rotated, gold, everything, [strengths[best]])
     return (
-        predict_by_each(weights, _turn(rotated, vectors["test"]))[:, 0],
+        predict_by_each(weights, turn_vectors(rotated, vectors["test"]))[:, 0],
         [strengths[best]],
         accuracy[best],
     )
-
-
-def logistic_regressions(
-    rotated: Rotated,
-    labels: Int[np.ndarray, " N"],
-    included: Bool[np.ndarray, "N M"],
-    strengths: Sequence[float],
-    start: Float[AnyArray, "_ M K"] | None = None,
-) -> Float[Array, "_ M K"]:
-    """Fits M multinomial logistic regressions at once, each on its own rows and strength of L2.
-
-    Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's
-    LogisticRegression minimises, where two labels have one vector w = w_1 - w_0, and so |w|^2 = 2
-    |W|^2.
-
-    The Hessian is at most X'X / 2 (Böhning 1992), a diagonal in the basis of `rotated`: steps of
-    the inverse of this bound, accelerated (Nesterov 1983) and restarted where they turn uphill
-    (O'Donoghue and Candès 2015).
-
-    Args:
-        rotated: the training vectors.
-        labels: numbers from 0 up.
-        included: whether a row is one of a regression's.
-        strengths: C of each regression.
-        start: weights near the solution, such as those for another strength.
-
-    Returns:
-        Weights for each label, the last row of them intercepts.
-    """
-    classes, models = int(labels.max()) + 1, len(strengths)
-    penalty = (2 if classes == 2 else 1) / np.asarray(strengths, np.float32)
-    if start is None:
-        start = jnp.zeros((rotated.vectors.shape[1] + 1, models, classes), jnp.float32)
-    return _minimise(
-        rotated.vectors,
-        rotated.squares,
-        np.eye(classes, dtype=np.float32)[labels],
-        included,
-        penalty,
-        start,
-    )
-
-
-def predict_by_each(
-    weights: Float[AnyArray, "_ M K"], vectors: Float[np.ndarray, "N D"]
-) -> Int[np.ndarray, "N M"]:
-    """Predicts the label of each row by each of the regressions."""
-    return np.asarray(_predict(weights, vectors))
-
-
-@jax.jit
-def _predict(weights, vectors):
-    return _logits(weights, vectors).argmax(axis=-1)
-
-
-def _logits(
-    weights: Float[AnyArray, "_ M K"], vectors: Float[Array, "N D"]
-) -> Float[Array, "N M K"]:
-    return jnp.einsum("nd,dmk->nmk", vectors, weights[:-1], precision="highest") + weights[-1]
-
-
-@functools.partial(jax.jit, static_argnames=("tolerance", "most"))
-def _minimise(vectors, squares, gold, included, penalty, start, tolerance=3e-5, most=2000):
-    """Minimises until the gradients of all regressions are small.
-
-    Small means |gradient|^2 in the bound's metric, by row, below tolerance^2.
-    """
-    rows = included.sum(axis=0)
-    penalties = jnp.concatenate(
-        [jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))]
-    )
-    step = 1 / (jnp.append(squares, len(vectors))[:, None] / 2 + penalties)[..., None]
-
-    def gradient(weights):
-        over = (jax.nn.softmax(_logits(weights, vectors)) - gold[:, None]) * included[..., None]
-        slopes = jnp.einsum("nd,nmk->dmk", vectors, over, precision="highest")
-        return jnp.concatenate([slopes, over.sum(axis=0)[None]]) + penalties[..., None] * weights
-
-    def move(state):
-        count, weights, ahead, momentum, _ = state
-        slope = gradient(ahead)
-        new = ahead - step * slope
-        uphill = jnp.sum(slope * (new - weights), axis=(0, 2)) > 0
-        momentum = jnp.where(uphill, 1.0, momentum)
-        grown = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = new + jnp.where(uphill, 0.0, (momentum - 1) / grown)[:, None] * (new - weights)
-        return count + 1, new, ahead, grown, jnp.max(jnp.sum(step * slope**2, axis=(0, 2)) / rows)
-
-    state = (0, start, start, jnp.ones(len(penalty)), jnp.inf)
-    return jax.lax.while_loop(
-        lambda state: (state[0] < most) & (state[-1] > tolerance**2), move, state
-    )[1]
-
-
-def _rotate(vectors: Float[np.ndarray, "N D"]) -> Rotated:
-    center = vectors.mean(axis=0, dtype=np.float64)
-    centered = vectors - center
-    squares, axes = np.linalg.eigh(centered.T @ centered)
-    return Rotated(
-        (centered @ axes).astype(np.float32),
-        np.maximum(squares, 0).astype(np.float32),
-        center,
-        axes,
-    )
-
-
-def _turn(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    return ((vectors - rotated.center) @ rotated.axes).astype(np.float32)
 
 
 def _features(

@@ -11,7 +11,8 @@ from typing import Any
 
 from embed_jax.evals.report import scores_by_name
 from embed_jax.evals.results import TaskResult
-from embed_jax.evals.retrieval import RetrievalTask, SearchTexts
+from embed_jax.evals.retrieval import RetrievalTask
+from embed_jax.evals.search import SearchTexts
 from embed_jax.evals.significance import PairedDifference, compare_items, verdict
 from embed_jax.evals.suite import Entry, make_result
 from embed_jax.evals.task import NamedEvaluator, Outcome

@@ -10,15 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from embed_jax.parallel.gather import (
-    gatherer,
-    manual_axes,
-    map_groups,
-    mean_of_groups,
-    state_specs,
-    vary,
-)
+from embed_jax.parallel.gather import map_groups, mean_of_groups
 from embed_jax.parallel.mesh import BATCH_AXES
+from embed_jax.parallel.shards import gatherer, manual_axes, state_specs, vary
 from embed_jax.types import BASE, Auxiliary, Batch, Encoder, join_params
 
 HEAD = "head"  # the name of the objective's parameters that are not trained, among the frozen ones

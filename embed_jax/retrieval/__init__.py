@@ -26,12 +26,14 @@ _MODULES = {
     "calibration": ("calibrate",),
     "compressed": ("CompressedIndex",),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
+    "indexes": ("Index", "build_index", "open_index"),
     "mine": ("Mining", "mine_negatives", "mine_records"),
-    "multi_vector": ("MultiVectorIndex", "build_multi_vector", "open_multi_vector"),
+    "multi_vector": ("MultiVectorIndex", "build_multi_vector"),
     "passages": ("passage_search", "split_passages"),
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),
     "score_store": ("ScoreStore", "read_score_file"),
     "topk": ("dense_search", "top_k"),
+    "vector_index": ("VectorIndex", "build_vector_index"),
 }
 __all__, __getattr__, __dir__ = public_names(__name__, _MODULES)

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int64, UInt8
 
 from embed_jax.maxsim import best_matches
+from embed_jax.retrieval.document_chunks import Chunk
 from embed_jax.retrieval.residual_codec import ResidualCodec
-from embed_jax.retrieval.token_chunks import Chunk
+from embed_jax.retrieval.token_lists import CODES, RESIDUALS
 
 SLOTS = 8192  # tokens, padding included, that are decoded at a time
 QUERY_STEP = 16  # queries are padded to a multiple of it: few shapes, hence few compilations
@@ -140,8 +141,8 @@ class TokenSearcher:
                 own = positions[begin:end] - first
                 starts = np.cumsum(chunk.lengths) - chunk.lengths
                 rows = _ranges(starts[own], chunk.lengths[own])
-                codes.append(chunk.codes[rows])
-                packed.append(chunk.packed[rows])
+                codes.append(chunk.arrays[CODES][rows])
+                packed.append(chunk.arrays[RESIDUALS][rows])
             first += len(chunk.ids)
         return np.concatenate(codes), np.concatenate(packed)
 

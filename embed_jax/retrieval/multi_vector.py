@@ -3,20 +3,19 @@
     index = build_multi_vector("index", zip(ids, embeddings), identity={"model": "..."})
     index.search([query], k=10)      # [{id: score}], best first
     index.add(documents), index.update(documents), index.delete(ids)
-    index = open_multi_vector("index", identity={"model": "..."})
+    index = open_index("index", identity={"model": "..."})
 
 Tokens are compressed as in ColBERTv2 (Santhanam et al. 2022) and found as in PLAID (Santhanam et
 al. 2022b). Every write leaves the old state or the whole new one, whatever ends the process. The
-folder `snapshot-N` inside of the index is in the layout of fast-plaid, which can open it.
+folder `snapshot-N` inside of the index is in the layout of fast-plaid, which can open a copy of it;
+in the folder itself it would replace our files by its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,41 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.atomic import plain_json
-from embed_jax.errors import InputError, first_difference
-from embed_jax.retrieval.residual_codec import ResidualCodec, load_codec, read_array
-from embed_jax.retrieval.token_chunks import (
+from embed_jax.errors import InputError
+from embed_jax.retrieval.document_chunks import (
     Chunk,
+    IndexEntry,
     encode_chunks,
     load_chunks,
-    merge_small,
-    write_counts,
-    write_lists,
+    read_array,
 )
-from embed_jax.retrieval.token_documents import (
+from embed_jax.retrieval.document_index import (
+    FORMAT,
+    DocumentIndex,
+    IndexDocument,
+    IndexState,
     ShowProgress,
-    Spool,
-    TokenDocument,
-    Tokens,
-    check_tokens,
-    checked_documents,
-    distinct_documents,
-    hash_of,
+    Vectors,
+    check_build,
+    check_counts,
+    counted,
+    describe,
+    distinct,
+    new_snapshot,
     no_progress,
+    place_chunks,
 )
+from embed_jax.retrieval.residual_codec import ResidualCodec, load_codec
+from embed_jax.retrieval.token_documents import Spool, check_tokens, token_entries
+from embed_jax.retrieval.token_lists import CODES, RESIDUALS, write_counts, write_lists
 from embed_jax.snapshots import Snapshots
 
-FORMAT = "embed-jax multi-vector index 1"
-PARTS = "parts"  # of a snapshot that is being written
+CHUNK_TOKENS = 2**19  # of a chunk, at most, unless a single document has more
 
 
 def build_multi_vector(
     path: str | Path,
-    documents: Iterable[TokenDocument],
+    documents: Iterable[IndexDocument],
     *,
     identity: Mapping[str, Any],
     bits: int = 4,
@@ -74,7 +77,7 @@ def build_multi_vector(
     Args:
         path: a folder, which is created.
         documents: (id, token embeddings `[n, d]`) or (id, token embeddings, text), in any order.
-            Of a text a hash is stored, for `MultiVectorIndex.changes`.
+            Of a text a hash is stored, for `changes`.
         identity: what the embeddings depend on, as JSON: model, prompts, markers, ...
         bits: of a dimension of a residual: 1, 2, 4 or 8.
         partitions: the number of centroids; see `train_codec`.
@@ -91,115 +94,59 @@ def build_multi_vector(
         RunError: the files can't be written.
     """
     snapshots = Snapshots(path, FORMAT)
-    if snapshots.exists() and not replace:
-        raise InputError(f"{path}: holds an index already; replace=True builds it anew")
-    with snapshots.written() as (folder, description):
-        parts = folder / PARTS
-        parts.mkdir()
-        entries = distinct_documents(checked_documents(documents, codec.dim if codec else None), ())
+    check_build(snapshots, replace)
+    with new_snapshot(snapshots) as (folder, parts, description):
+        entries = distinct(token_entries(documents, codec.dim if codec else None), ())
         if codec is None:
             spool = Spool(parts / "tokens", entries, progress)
             codec = spool.train(bits, partitions, seed)
             entries = iter(spool)
-        chunks = list(_counted(encode_chunks(entries, codec, parts, itertools.count()), progress))
+        chunks = list(counted(_encoded(entries, codec, parts, itertools.count()), progress))
         if not chunks:
             raise InputError("no documents: nothing to index")
-        _finish(folder, description, chunks, codec, plain_json(dict(identity)))
-    return open_multi_vector(path, identity)
-
-
-def open_multi_vector(
-    path: str | Path, identity: Mapping[str, Any] | None = None
-) -> MultiVectorIndex:
-    """Opens an index; its large files are mapped, not read.
-
-    Args:
-        path: the folder.
-        identity: what the queries' embeddings depend on; None: not compared with the index's.
-
-    Raises:
-        InputError: there is no whole index, it is damaged, or has another identity.
-    """
-    return MultiVectorIndex(Snapshots(path, FORMAT), identity)
+        placed = place_chunks(chunks, folder)
+        details = _finish(folder, placed, codec)
+        description |= describe(MultiVectorIndex.kind, identity, placed, details)
+    return MultiVectorIndex(path, identity)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _State:
-    """A snapshot of an index, opened."""
+class TokenState(IndexState):
+    """A snapshot of a multi-vector index, opened."""
 
-    description: Mapping[str, Any]
-    folder: Path
     codec: ResidualCodec
-    chunks: Sequence[Chunk]
     lists: np.ndarray
     list_lengths: np.ndarray
 
     @functools.cached_property
     def searcher(self):
+        """Returns what searches the chunks."""
         # Here, so that building needs no JAX.
         from embed_jax.retrieval.max_sim_search import TokenSearcher
 
         return TokenSearcher(self.codec, self.chunks, self.lists, self.list_lengths)
 
-    @functools.cached_property
-    def ids(self) -> list[str]:
-        return [name for chunk in self.chunks for name in chunk.ids]
 
-    @functools.cached_property
-    def positions(self) -> dict[str, int]:
-        return {name: position for position, name in enumerate(self.ids)}
+class MultiVectorIndex(DocumentIndex):
+    """An open index of token embeddings; made by `build_multi_vector` and `open_index`.
 
-    @functools.cached_property
-    def tie_order(self) -> np.ndarray:
-        order = np.empty(len(self.ids), np.int64)
-        order[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
-        return order
-
-
-class MultiVectorIndex:
-    """An open index; made by `build_multi_vector` and `open_multi_vector`.
-
-    It stays at the state in which it was opened, or which it wrote itself: of what another process
-    writes it sees nothing until it is opened again, or writes.
+    What is added is compressed with the centroids and buckets of the build.
 
     Attributes:
         path: the folder.
     """
 
-    def __init__(self, snapshots: Snapshots, identity: Mapping[str, Any] | None):
-        self._snapshots, self.path = snapshots, snapshots.path
-        self._state = snapshots.read(_load)
-        if identity is not None:
-            difference = first_difference(self.identity, plain_json(dict(identity)))
-            if difference:
-                raise InputError(
-                    f"{self.path}: of embeddings of another kind: {difference}; build it anew"
-                )
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Returns what the embeddings depend on."""
-        return self._state.description["identity"]
+    kind = "multi-vector"
+    _state: TokenState
 
     @property
     def codec(self) -> ResidualCodec:
         """Returns centroids and buckets."""
         return self._state.codec
 
-    @property
-    def ids(self) -> Sequence[str]:
-        """Returns the ids of all documents."""
-        return self._state.ids
-
-    def __len__(self) -> int:
-        return len(self._state.ids)
-
-    def __contains__(self, document: str) -> bool:
-        return document in self._state.positions
-
     def search(
         self,
-        queries: Sequence[Tokens],
+        queries: Sequence[Vectors],
         k: int,
         *,
         probes: int = 8,
@@ -229,17 +176,13 @@ class MultiVectorIndex:
             InputError: for a k, probes or candidates below 1, or queries of another dimension or
                 with numbers that are not finite.
         """
-        for name, value in (("k", k), ("probes", probes), ("candidates", candidates)):
-            if value < 1:
-                raise InputError(f"{name}: expected 1 or more, found {value}")
+        check_counts(k=k, probes=probes, candidates=candidates)
         state = self._state
-        searcher, tie_order = state.searcher, state.tie_order
+        searcher = state.searcher
         candidates = max(candidates, k)
         mask = every = None
         if allowed is not None:
-            mask = np.zeros(len(state.ids), bool)
-            mask[[state.positions[name] for name in allowed if name in state.positions]] = True
-            mask &= searcher.lengths > 0
+            mask = state.mask(allowed) & (searcher.lengths > 0)
             every = np.flatnonzero(mask) if mask.sum() <= candidates else None
         results = []
         for number, tokens in enumerate(queries):
@@ -248,10 +191,8 @@ class MultiVectorIndex:
             if not len(query):
                 positions = np.zeros(0, np.int64)
             elif positions is None:
-                positions = searcher.candidates(query, candidates, probes, tie_order, mask)
-            scores = searcher.max_sim(query, positions)
-            best = np.lexsort((tie_order[positions], -scores))[:k]
-            results.append({state.ids[positions[row]]: float(scores[row]) for row in best})
+                positions = searcher.candidates(query, candidates, probes, state.tie_order, mask)
+            results.append(state.best(positions, searcher.max_sim(query, positions), k))
         return results
 
     def tokens(self, document: str) -> Float[np.ndarray, "n d"]:
@@ -264,57 +205,6 @@ class MultiVectorIndex:
             raise InputError(f"{self.path}: no document {document!r}")
         position = np.array([self._state.positions[document]])
         return self.codec.decode(*self._state.searcher.encoded(position))
-
-    def add(
-        self, documents: Iterable[TokenDocument], *, progress: ShowProgress = no_progress
-    ) -> None:
-        """Adds documents; see `build_multi_vector`. Centroids stay as they are.
-
-        Raises:
-            InputError: an id is in the index already, or comes twice; see `build_multi_vector`.
-            RunError: the files can't be written.
-        """
-        self._write(documents, (), progress, is_update=False)
-
-    def update(
-        self, documents: Iterable[TokenDocument], *, progress: ShowProgress = no_progress
-    ) -> None:
-        """Replaces documents by others with their ids.
-
-        Raises:
-            InputError: an id is not in the index, or comes twice; see `build_multi_vector`.
-            RunError: the files can't be written.
-        """
-        self._write(documents, (), progress, is_update=True)
-
-    def delete(self, ids: Iterable[str]) -> None:
-        """Removes documents.
-
-        Raises:
-            InputError: an id is not in the index.
-            RunError: the files can't be written.
-        """
-        self._write((), list(ids), no_progress, is_update=False)
-
-    def changes(self, texts: Mapping[str, str]) -> Changes:
-        """Compares the index with a corpus: which documents are to be added, updated and deleted.
-
-        A document whose text was not given when it was added counts as changed.
-        """
-        stored = {
-            name: text_hash
-            for chunk in self._state.chunks
-            for name, text_hash in zip(chunk.ids, chunk.hashes, strict=True)
-        }
-        return Changes(
-            [name for name in texts if name not in stored],
-            [
-                name
-                for name, text in texts.items()
-                if stored.get(name, "=") != hash_of(text) and name in stored
-            ],
-            [name for name in stored if name not in texts],
-        )
 
     def size(self) -> dict[str, float]:
         """Returns bytes by part and by document, beside one float32 vector for each document.
@@ -342,104 +232,51 @@ class MultiVectorIndex:
             "dense bytes per document": 4 * codec.dim,
         }
 
-    def _write(
-        self,
-        documents: Iterable[TokenDocument],
-        deleted: Sequence[str],
-        progress: ShowProgress,
-        *,
-        is_update: bool,
-    ) -> None:
-        with self._snapshots.written() as (folder, description):
-            state = self._snapshots.read(_load)
-            if difference := first_difference(state.description["identity"], self.identity):
-                raise InputError(f"{self.path}: replaced by another index meanwhile: {difference}")
-            for name in deleted:
-                if name not in state.positions:
-                    raise InputError(f"{self.path}: no document {name!r} to delete")
-            parts = folder / PARTS
-            parts.mkdir()
-            numbers = itertools.count()
-            entries = distinct_documents(
-                checked_documents(documents, state.codec.dim), state.positions, is_update=is_update
-            )
-            new = list(_counted(encode_chunks(entries, state.codec, parts, numbers), progress))
-            gone = {*deleted, *(name for chunk in new for name in chunk.ids)}
-            remaining = []
-            for chunk in state.chunks:
-                keep = np.array([name not in gone for name in chunk.ids], bool)
-                if keep.all():
-                    remaining.append(chunk)
-                elif keep.any():
-                    remaining.append(chunk.take(keep, parts, next(numbers)))
-            chunks = list(merge_small([*remaining, *new], parts, numbers))
-            _finish(folder, description, chunks, state.codec, state.description["identity"])
-        self._state = self._snapshots.read(_load)
+    @classmethod
+    def load(cls, description: Mapping[str, Any], folder: Path) -> TokenState:
+        """Opens a snapshot; its large files are mapped, not read."""
+        return TokenState(
+            description,
+            folder,
+            load_chunks(folder, description["chunks"], (CODES, RESIDUALS)),
+            load_codec(folder, description["bits"]),
+            read_array(folder / "ivf.npy", mapped=True),
+            read_array(folder / "ivf_lengths.npy"),
+        )
+
+    def checked(
+        self, documents: Iterable[IndexDocument], state: TokenState
+    ) -> Iterator[IndexEntry]:
+        """Yields documents with tokens of length 1."""
+        return token_entries(documents, state.codec.dim)
+
+    def encoded(
+        self, entries: Iterable[IndexEntry], state: TokenState, folder: Path, numbers: Iterator[int]
+    ) -> Iterator[Chunk]:
+        """Compresses documents in chunks."""
+        return _encoded(entries, state.codec, folder, numbers)
+
+    def finish(self, folder: Path, chunks: Sequence[Chunk], state: TokenState) -> dict[str, Any]:
+        """Writes the centroids, and the documents of each."""
+        return _finish(folder, chunks, state.codec)
+
+    @property
+    def chunk_limit(self) -> int:
+        """Returns the tokens of a chunk, at most."""
+        return CHUNK_TOKENS
 
 
-@dataclasses.dataclass(frozen=True)
-class Changes:
-    """The ids in which a corpus differs from an index."""
+def _encoded(
+    entries: Iterable[IndexEntry], codec: ResidualCodec, folder: Path, numbers: Iterator[int]
+) -> Iterator[Chunk]:
+    def encode(tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip((CODES, RESIDUALS), codec.encode(tokens), strict=True))
 
-    added: Sequence[str]
-    updated: Sequence[str]
-    deleted: Sequence[str]
-
-
-def _counted(chunks: Iterable[Chunk], progress: ShowProgress) -> Iterator[Chunk]:
-    for chunk in chunks:
-        progress("compress", len(chunk.ids))
-        yield chunk
+    return encode_chunks(entries, encode, folder, numbers, CHUNK_TOKENS)
 
 
-def _finish(
-    folder: Path,
-    description: dict[str, Any],
-    chunks: Sequence[Chunk],
-    codec: ResidualCodec,
-    identity: Mapping[str, Any],
-) -> None:
-    """Writes the files of a snapshot around its chunks, and the description."""
-    placed, tokens = [], 0
-    for number, chunk in enumerate(chunks):
-        placed.append(chunk.place(folder, number, tokens))
-        tokens += chunk.tokens
+def _finish(folder: Path, chunks: Sequence[Chunk], codec: ResidualCodec) -> dict[str, Any]:
     codec.save(folder)
-    write_lists(placed, len(codec.centroids), folder)
-    write_counts(placed, codec, folder)
-    shutil.rmtree(folder / PARTS)
-    hashes = {
-        name: text_hash
-        for chunk in placed
-        for name, text_hash in zip(chunk.ids, chunk.hashes, strict=True)
-    }
-    description |= {
-        "identity": identity,
-        "dim": codec.dim,
-        "bits": codec.bits,
-        "documents": len(hashes),
-        "tokens": tokens,
-        "texts": _hash_of_all(hashes) if all(hashes.values()) else None,
-    }
-
-
-def _hash_of_all(hashes: Mapping[str, str]) -> str:
-    """Returns a hash of all ids and texts, whatever their order."""
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(hashes):
-        total.update(f"{hash_of(name)}{hashes[name]}".encode())
-    return total.hexdigest()
-
-
-def _load(description: Mapping[str, Any], folder: Path) -> _State:
-    state = _State(
-        description,
-        folder,
-        load_codec(folder, description["bits"]),
-        load_chunks(folder),
-        read_array(folder / "ivf.npy", mapped=True),
-        read_array(folder / "ivf_lengths.npy"),
-    )
-    if len(state.positions) != len(state.ids):
-        raise InputError(f"{folder}: damaged: an id comes twice")
-    return state
+    write_lists(chunks, len(codec.centroids), folder)
+    write_counts(chunks, codec, folder)
+    return {"dim": codec.dim, "bits": codec.bits, "tokens": sum(chunk.rows for chunk in chunks)}

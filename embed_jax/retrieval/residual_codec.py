@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, UInt8
 
 from embed_jax.errors import InputError, require
+from embed_jax.retrieval.document_chunks import read_array
 
 BITS = (1, 2, 4, 8)
 ITERATIONS = 4  # of k-means
@@ -148,21 +149,6 @@ def load_codec(folder: Path, bits: int) -> ResidualCodec:
         np.asarray(avg_residual, np.float32),
         float(threshold.reshape(())),
     )
-
-
-def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """Reads an .npy file without pickles.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is damaged.
-    """
-    try:
-        return np.load(path, mmap_mode="r" if mapped else None)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged: {error}") from None
 
 
 def train_codec(

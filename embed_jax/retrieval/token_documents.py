@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Float
 
 from embed_jax.errors import InputError
+from embed_jax.retrieval.document_chunks import IndexEntry, hash_of
+from embed_jax.retrieval.document_index import IndexDocument, ShowProgress
 from embed_jax.retrieval.residual_codec import HELD_OUT, POINTS, ResidualCodec, train_codec
-
-Tokens = Float[Any, "_ _"]  # of NumPy or JAX: importing JAX would take longer than a small write
-TokenDocument = tuple[str, Tokens] | tuple[str, Tokens, str]
-"""The id, the token embeddings and perhaps the text of a document."""
-ShowProgress = Callable[[str, int], None]
-
-
-def no_progress(stage: str, documents: int) -> None:
-    """Shows nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexEntry:
-    """A document of an index.
-
-    Attributes:
-        id: any string.
-        tokens: embeddings of length 1, in float16.
-        text_hash: of its text; "" if the text is not known.
-    """
-
-    id: str
-    tokens: Float16[np.ndarray, "n d"]
-    text_hash: str = ""
-
-
-def hash_of(text: str) -> str:
-    """Returns 32 characters that identify a text.
-
-    >>> hash_of("a")
-    '27c35e6e9373877f29e562464e46497e'
-    """
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def check_tokens(where: str, tokens: Any, dim: int | None) -> Float[np.ndarray, "n d"]:
@@ -73,11 +40,9 @@ def check_tokens(where: str, tokens: Any, dim: int | None) -> Float[np.ndarray, 
     return array
 
 
-def checked_documents(documents: Iterable[TokenDocument], dim: int | None) -> Iterator[IndexEntry]:
+def token_entries(documents: Iterable[IndexDocument], dim: int | None) -> Iterator[IndexEntry]:
     """Yields documents with tokens of length 1."""
     for name, tokens, *texts in documents:
-        if not isinstance(name, str):
-            raise InputError(f"document {name!r}: expected a string as its id")
         array = check_tokens(f"document {name!r}", tokens, dim)
         dim = array.shape[1]
         norms = np.linalg.norm(array, axis=1, keepdims=True)
@@ -85,22 +50,6 @@ def checked_documents(documents: Iterable[TokenDocument], dim: int | None) -> It
             raise InputError(f"document {name!r}: token {int(np.argmin(norms))} is a zero vector")
         text_hash = hash_of(texts[0]) if texts else ""
         yield IndexEntry(name, (array / norms).astype(np.float16), text_hash)
-
-
-def distinct_documents(
-    entries: Iterable[IndexEntry], stored: Collection[str], *, is_update: bool = False
-) -> Iterator[IndexEntry]:
-    """Yields documents, whose ids must be new, or stored for an update, and come once."""
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.id in seen:
-            raise InputError(f"document {entry.id!r} comes twice")
-        if is_update and entry.id not in stored:
-            raise InputError(f"document {entry.id!r} is not in the index; add it")
-        if not is_update and entry.id in stored:
-            raise InputError(f"document {entry.id!r} is in the index already; update it")
-        seen.add(entry.id)
-        yield entry
 
 
 class Spool:
@@ -114,10 +63,10 @@ class Spool:
         self._dim = 0
         with file.open("wb") as stream:
             for entry in entries:
-                stream.write(np.ascontiguousarray(entry.tokens).data)
+                stream.write(np.ascontiguousarray(entry.vectors).data)
                 self._names.append((entry.id, entry.text_hash))
-                lengths.append(len(entry.tokens))
-                self._dim = entry.tokens.shape[1]
+                lengths.append(len(entry.vectors))
+                self._dim = entry.vectors.shape[1]
                 if len(lengths) % 1024 == 0:
                     progress("read", 1024)
         progress("read", len(lengths) % 1024)

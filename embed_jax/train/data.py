@@ -11,15 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from embed_jax.config import Experiment
-from embed_jax.config import Source as SourceConfig
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.pipeline import (
     BatchMaker,
     Record,
     RecordSource,
-    count_columns,
     data_fingerprint,
     hash_duplicates,
     make_batch_maker,
@@ -29,14 +26,14 @@ from embed_jax.data.pipeline import (
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
 from embed_jax.errors import InputError
-from embed_jax.losses.base import About
 from embed_jax.retrieval.topk import Encode
 from embed_jax.runtime import say
+from embed_jax.train.data_checks import _check_teacher, check_data, check_same_mask
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY, Sources
-from embed_jax.types import Batch, TokenBatch, TrainState, require_field
+from embed_jax.types import Batch, TokenBatch, TrainState
 
 SourcesAt = Callable[[int, Encode], Sources]
 BatchesFrom = Callable[[int, TrainState], Generator[tuple[int, Batch], None, None]]
@@ -90,7 +87,7 @@ def training_data(
     sources_at = _at_every_step(sources)
     first = prepare_sources(sources_at(0, model.bind()), objective, config)
     pieces = _cut_sources(first, objective)
-    _check_same_mask(config, pieces)
+    check_same_mask(config, pieces)
     maker = _batch_maker(config, model, objective, groups)
     streamed = next(
         (source for source in pieces.values() if isinstance(source.records, RecordStream)), None
@@ -247,15 +244,6 @@ def _num_steps(config: Experiment, order: Order | None) -> int:
     return max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
 
-def _check_same_mask(config: Experiment, sources: Sources) -> None:
-    columns = config.model.same_mask_columns
-    if columns and columns != (texts := max(map(count_columns, sources.values()))):
-        raise InputError(
-            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, "
-            f"found {columns}"
-        )
-
-
 def _streamed_batches(
     make: BatchMaker, config: Experiment, start: int, num_steps: int
 ) -> Iterator[tuple[int, Batch]]:
@@ -303,7 +291,7 @@ def prepare_sources(
     prepared = {}
     for name, source in sources.items():
         about = objective.of_dataset.get(name, objective.about)
-        _check_data(source, about, config, "" if name == ONLY else name)
+        check_data(source, about, config, "" if name == ONLY else name)
         if "teacher" not in objective.models:
             _check_teacher(source, about, config, "" if name == ONLY else name)
         fields, needs = source.fields, set(about.needs)
@@ -325,94 +313,6 @@ def prepare_sources(
             max_length=source.max_length or config.data.max_length,
         )
     return prepared
-
-
-def _check_data(source: RecordSource, about: About, config: Experiment, dataset: str = "") -> None:
-    """Raises an InputError for a data set that lacks what its loss needs; it names the field.
-
-    `dataset` is the name in a mixture.
-    """
-    where = f"config.mixture.sources.{dataset}.loss" if dataset else "config.loss.name"
-    name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
-    fields, records = source.fields, source.records
-    field_names = ", ".join(records[0])
-    for need in about.needs:
-        if (
-            need == "label"
-            and fields.label is None
-            or need in ("score", "scores")
-            and fields.score is None
-        ):
-            raise InputError(
-                f"{where}: {name!r} needs records with a {need}, found the fields {field_names}"
-            )
-        if need == "scores":
-            texts = len(fields.columns(records[0]))
-            count = len(require_field(fields.score)(records[0]))
-            if count != texts - 1:
-                raise InputError(
-                    f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
-                    f"record, found {count}"
-                )
-    columns = count_columns(source)
-    least, most = about.columns
-    if columns < least or most and columns > most:
-        expected = (
-            f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-        )
-        raise InputError(
-            f"{where}: {name!r} needs {expected} texts a record, found {columns} ({field_names})"
-        )
-    if about.classes:
-        for number, record in sampled_records(records):
-            label = apply_to_record(require_field(fields.label), record, number)
-            if not 0 <= label < about.classes:
-                raise InputError(
-                    f"record {number}: label {label}, {where}={name!r} accepts 0 to "
-                    f"{about.classes - 1}"
-                )
-    score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
-    for fit in about.fits:
-        for number, record in sampled_records(records):
-            scores = apply_to_record(require_field(fields.score), record, number)
-            targets = [scores[0] - score for score in scores[1:]] if fit.of_margins else scores
-            for target in targets:
-                if not fit.least - 1e-6 <= target <= fit.largest + 1e-6:
-                    what = "difference of scores" if fit.of_margins else "score"
-                    raise InputError(
-                        f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} "
-                        f"to {fit.largest:g}; set {score_max}.score_max to the largest score of "
-                        "the data"
-                    )
-
-
-def _check_teacher(source: RecordSource, about: About, config: Experiment, dataset: str) -> None:
-    """Checks the file of a teacher's embeddings of a data set.
-
-    It must not be missing, unused, or of another number of texts.
-
-    Raises:
-        InputError: naming the field.
-    """
-    place = f"config.mixture.sources.{dataset}" if dataset else "config.data"
-    name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
-    vectors, needed = source.fields.teacher, "teacher" in about.needs
-    settings = getattr(config.mixture.sources, dataset, None) or config.data
-    if vectors is None and settings.teacher_vectors:
-        raise InputError(
-            f"{place}.teacher_vectors: not read by this experiment, but by experiments.distill"
-        )
-    if needed and vectors is None:
-        raise InputError(f"{place}.teacher_vectors: the loss {name!r} needs a teacher, found ''")
-    if vectors is None:
-        return
-    if not needed:
-        raise InputError(f"{place}.teacher_vectors: the loss {name!r} has no use for a teacher")
-    texts, rows = count_columns(source), len(apply_to_record(vectors, source.records[0], 0))
-    if texts != rows:
-        raise InputError(
-            f"{place}.teacher_vectors: expected vectors of {texts} texts a record, found {rows}"
-        )
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:

@@ -19,7 +19,7 @@ from embed_jax.data.sources.sts import read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.comparison import Comparison, compare
 from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
-from embed_jax.evals.retrieval import Qrels, TextsById, retrieval_evaluator
+from embed_jax.evals.search import Qrels, TextsById, retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.evals.task import NamedEvaluator
 from embed_jax.parallel.mesh import split_groups

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,36 +21,15 @@ from embed_jax.registry import unknown
 from embed_jax.runtime import environment, is_first_host
 from embed_jax.train.checkpoint import Checkpoints, read_state
 from embed_jax.train.data import BatchesFrom
+from embed_jax.train.selection import Best, judge_evaluation
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
 from embed_jax.train.step import TrainStep
+from embed_jax.train.termination import handle_signals
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb
 from embed_jax.train.workdir import Chronicle
 from embed_jax.types import BASE, Batch, TrainState
 
 EVALUATIONS = 10  # in a run whose config does not say how often
-
-
-@dataclasses.dataclass
-class Best:
-    """The state of model selection between evaluations; saved in every checkpoint.
-
-    Attributes:
-        value, step: the best evaluation so far; of equal ones the latest.
-        last_value, last_step: the latest evaluation.
-        stale: evaluations since the last gain of at least `eval.min_gain`.
-        losses: mean training loss before each evaluation since that gain, for the warning about
-            overfitting.
-        stopped: whether patience ran out.
-    """
-
-    value: float = -math.inf
-    step: int = -1
-    last_value: float = -math.inf
-    last_step: int = -1
-    stale: int = 0
-    losses: list[float] = dataclasses.field(default_factory=list)
-    stopped: bool = False
-    warned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +151,7 @@ def run(
         stack.callback(tracker.close)
         progress = Progress(start, num_steps, config.train.log_every, quiet=not is_first_host())
         stack.callback(progress.close)
-        terminated = stack.enter_context(_terminated(progress.say))
+        terminated = stack.enter_context(handle_signals(progress.say))
         if restored is not None:
             progress.say(f"resuming {workdir} at step {start}/{num_steps}")
         elif start:
@@ -228,7 +205,9 @@ def run(
                         "config.eval.metric: " + unknown("metric", config.eval.metric, metrics)
                     )
                 value = metrics[config.eval.metric]
-                chosen, best = _judge(best, value, step, _mean(losses), config, progress.say)
+                chosen, best = judge_evaluation(
+                    best, value, step, _mean(losses), config, progress.say
+                )
                 if chosen:
                     save_model(state, model_directory)
             losses = []
@@ -322,51 +301,6 @@ def is_evaluated(step: int, every: int, num_steps: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _judge(
-    best: Best,
-    value: float,
-    step: int,
-    losses: list[float],
-    config: Experiment,
-    say: Callable[[str], None],
-) -> tuple[bool, Best]:
-    """Decides whether an evaluation's model is the best, and updates the state of the selection.
-
-    A gain is at least `eval.min_gain`. An equal value is not a gain, but of two equally good models
-    the later one is kept. A value that is not a number says nothing about the model: it is neither.
-    `losses` are the training losses since the evaluation before.
-    """
-    metric = config.eval.metric
-    if math.isnan(value):
-        if step == 0:
-            raise InputError(
-                f"config.eval.metric: {metric!r} is not a number at step 0{_measured_on(config)}: "
-                "where all expected scores or all similarities are equal, it is not defined"
-            )
-        say(f"warning: {metric} is not a number at step {step}: this evaluation chooses nothing")
-        return False, best
-    best = dataclasses.replace(best, last_value=value, last_step=step)
-    if value > best.value and value >= best.value + config.eval.min_gain:
-        return True, dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
-    tie = value == best.value
-    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *losses])
-    best = _warn_of_overfitting(best, metric, say)
-    best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
-    return tie, dataclasses.replace(best, step=step) if tie else best
-
-
-def _measured_on(config: Experiment) -> str:
-    """The field and file that `eval.metric` is measured on, as far as a config says it."""
-    evaluator = config.eval.metric.split("/")[0]
-    fields = {"sts": ("eval.sts", config.eval.sts), "validation": ("data.train", config.data.train)}
-    fields["retrieval"] = ("eval.retrieval", config.eval.retrieval)
-    fields["geometry"] = fields["sts"] if config.eval.sts else fields["retrieval"]
-    if not fields.get(evaluator, ("", ""))[1] and config.data.holdout:
-        fields[evaluator] = ("data.train", config.data.train)
-    field, file = fields.get(evaluator, ("", ""))
-    return f", on config.{field}={file}" if file else ""
-
-
 def _mean(values: list[float]) -> list[float]:
     """Returns the mean in a list; [] before the first step, and right after a resume."""
     return [float(np.mean(values))] if values else []
@@ -402,74 +336,7 @@ def _check_finite(
     )
 
 
-def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) -> Best:
-    """Warns once when the training loss falls while the metric gains nothing.
-
-    Three evaluations are looked at.
-    """
-    recent = best.losses[-3:]
-    if best.warned or len(recent) < 3 or not recent[0] > recent[1] > recent[2]:
-        return best
-    say(
-        f"warning: the training loss falls ({recent[0]:.4f} to {recent[2]:.4f}) while {metric} has "
-        "not improved since "
-        f"step {best.step}: overfitting, or the negatives are too easy"
-    )
-    return dataclasses.replace(best, warned=True)
-
-
 def _own_shards(array: jax.Array) -> list[Any]:
     """A host's different parts of an array split along its first axis, in order."""
     parts = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return [parts[start] for start in sorted(parts)]
-
-
-class _Termination:
-    """Tells whether the run is to end after this step, and by which signal.
-
-    SIGTERM (pre-emption) and the first Ctrl-C are noted instead of ending the process; a second
-    Ctrl-C interrupts it. Several hosts agree on a step to stop at.
-    """
-
-    def __init__(self, say: Callable[[str], None]):
-        self.signal = ""
-        self._say = say
-        self._several = jax.process_count() > 1
-
-    def __call__(self, step: int) -> bool:
-        if self._several:
-            from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-            if reached_preemption_sync_point(step):
-                self.signal = self.signal or "SIGTERM"
-                return True
-            return False
-        return bool(self.signal)
-
-    def on_sigterm(self, *_: Any) -> None:
-        self.signal = "SIGTERM"
-
-    def on_interrupt(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.signal = "Ctrl-C"
-        self._say("Ctrl-C: saving after this step; a second one ends the run at once")
-        if self._several:  # JAX tells the other hosts of SIGTERM, by its own handler
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _terminated(say: Callable[[str], None]) -> Iterator[_Termination]:
-    """Handles SIGTERM and Ctrl-C within it, as `_Termination` says."""
-    termination = _Termination(say)
-    handlers = {signal.SIGINT: termination.on_interrupt}
-    if jax.process_count() == 1:
-        handlers[signal.SIGTERM] = termination.on_sigterm
-    before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
-        for number, handler in handlers.items():
-            before[number] = signal.signal(number, handler)
-    try:
-        yield termination
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

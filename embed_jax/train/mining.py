@@ -26,15 +26,14 @@ from embed_jax.registry import unknown
 from embed_jax.retrieval.copies import Fold, token_fold
 from embed_jax.retrieval.mine import (
     Mined,
-    Mining,
     Report,
-    Searcher,
     bm25_searcher,
     corpus_with,
     dense_searcher,
     mine_negatives,
 )
 from embed_jax.retrieval.mined import n_tuple, scored_list
+from embed_jax.retrieval.mining_candidates import Mining, Searcher
 from embed_jax.retrieval.round_trip import round_trip_filter
 from embed_jax.retrieval.topk import Encode, prompted
 from embed_jax.runtime import is_first_host, say

@@ -140,12 +140,12 @@ def mine_all(
     pairs, corpus, encode, strategy: str, on_disk: bool, block: int, rank_max: int, **rest
 ) -> dict[str, float]:
     from embed_jax.retrieval.mine import (
-        Mining,
         bm25_searcher,
         dense_searcher,
         faiss_searcher,
         mine_negatives,
     )
+    from embed_jax.retrieval.mining_candidates import Mining
 
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()

@@ -170,10 +170,10 @@ def measure_build(documents: int, tokens: int, dim: int, path: str, bits: int) -
 
 def change(path: str, documents: int, tokens: int, dim: int) -> dict[str, float]:
     """Returns the seconds of opening an index, adding and deleting 100 documents; and its size."""
-    from embed_jax.retrieval import open_multi_vector
+    from embed_jax.retrieval import open_index
 
     moments = [time.perf_counter()]
-    index = open_multi_vector(path)
+    index = open_index(path)
     size = index.size()
     moments.append(time.perf_counter())
     extra = itertools.islice(make_documents(10**9, tokens, dim, 10**6 * BLOCK), CHANGED)
@@ -191,14 +191,14 @@ def measure_search(
     documents: int, tokens: int, dim: int, path: str, queries: int, exact: int, **options: Any
 ) -> dict[str, float]:
     """Returns milliseconds of a query, MiB, and the share of the exact results that is found."""
-    from embed_jax.retrieval import open_multi_vector
+    from embed_jax.retrieval import open_index
 
     made = list(make_queries(queries, documents, tokens, dim))
     milliseconds: list[float] = []
     runs: list[dict[str, float]] = []
 
     def search() -> None:
-        index = open_multi_vector(path)
+        index = open_index(path)
         index.search(made[:5], 10, **options)  # compiles
         for query in made:
             began = time.perf_counter()

@@ -48,7 +48,7 @@ def check_options(args: argparse.Namespace) -> str | None:
 def bench_suite(args: argparse.Namespace) -> None:
     """Prints a line per task, and one for all tasks."""
     from embed_jax.errors import InputError, require
-    from embed_jax.evals import mteb as adapter
+    from embed_jax.evals import mteb_tasks
     from embed_jax.evals.embedder import Embedder, prompt_options
     from embed_jax.evals.suite import read_suite
     from embed_jax.registry import unknown
@@ -59,7 +59,9 @@ def bench_suite(args: argparse.Namespace) -> None:
         require("mteb")
     entries = read_suite(args.suite, args.data)
     entries = [
-        entry for entry in entries if entry.task in adapter.KINDS and entry.options.keys() <= SHARED
+        entry
+        for entry in entries
+        if entry.task in mteb_tasks.KINDS and entry.options.keys() <= SHARED
     ]
     names = [entry.name for entry in entries]
     for name in args.only.split(",") if args.only else ():
@@ -77,7 +79,7 @@ def bench_suite(args: argparse.Namespace) -> None:
         print_row(("task", "ours", "mteb", "ours s", "mteb s", "ratio"), WIDTHS)
     for position, entry in enumerate(entries):
         task = entry.open()
-        peer_task = peer and adapter.local_task(
+        peer_task = peer and mteb_tasks.local_task(
             entry.task, entry.data, name=entry.name, split=entry.split
         )
         sides: dict[str, Callable[[], float]] = {

@@ -19,7 +19,8 @@ from . import embedders
 from .data import add_search_arguments
 
 if TYPE_CHECKING:
-    from embed_jax.evals.diagnose import Finding, Judged
+    from embed_jax.evals.diagnose import Finding
+    from embed_jax.evals.ranks import Judged
 
 USED, OWN, FAMILY, NONE = "as used", "the model's own", "its family's", "without any"
 STATUS = {"ok": "no fault", "fault": "FAULT"}
@@ -58,13 +59,13 @@ class Search:
         return queries, documents
 
     def ranks(self, prompts: Prompts, size: int) -> Int[np.ndarray, " J"]:
-        from embed_jax.evals.diagnose import relevant_ranks
+        from embed_jax.evals.ranks import relevant_ranks
 
         queries, documents = self.sides(prompts, size)
         return relevant_ranks(queries, documents, self.judged, self.similarity)
 
     def ndcg(self, prompts: Prompts, size: int) -> Float[np.ndarray, " Q"]:
-        from embed_jax.evals.diagnose import ndcg_of_ranks
+        from embed_jax.evals.ranks import ndcg_of_ranks
 
         return ndcg_of_ranks(self.ranks(prompts, size), self.judged)
 
@@ -120,6 +121,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals import diagnose
     from embed_jax.evals.metrics import mean_interval
+    from embed_jax.evals.ranks import judged_rows, ndcg_of_ranks
     from embed_jax.evals.suite import named
     from embed_jax.runtime import environment
 
@@ -128,9 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(
             f"{args.data}: diagnose expects 2 judged queries or more, found {len(qrels)}"
         )
-    judged = diagnose.judged_rows(
-        corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids
-    )
+    judged = judged_rows(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
     triplets = read_triplets(args.pairs, args.pairs_limit) if args.pairs else []
     options = embedders.read_options(args)
     model = load_encoder(args.model)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     texts = [queries[name] for name in qrels], list(corpus.values())
     search = Search(embed, model.similarity_fn_name, texts, judged)
     ranks = search.ranks(prompts[USED], dim)
-    score = diagnose.ndcg_of_ranks(ranks, judged)
+    score = ndcg_of_ranks(ranks, judged)
     low, high = mean_interval(score)
     counted = f"{len(qrels)} queries, {len(corpus)} documents"
     print(

@@ -192,7 +192,7 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
     import numpy as np
 
     from embed_jax.evals.embedder import Embedder
-    from embed_jax.export.onnx import encode_onnx
+    from embed_jax.export.onnx_run import encode_onnx
     from embed_jax.prompts import resolve_prompt
 
     for option in ("dim", "layers"):
@@ -244,7 +244,7 @@ def model_options(options: ModelOptions, model: Any) -> Callable:
 
 def provider(name: str) -> str:
     """Returns the provider in an endpoint's name, or ""."""
-    from embed_jax.remote.endpoint import INTERFACES
+    from embed_jax.remote.embedding_forms import INTERFACES
 
     before, colon, _ = name.partition(":")
     return before if colon and before in INTERFACES and not Path(name).exists() else ""

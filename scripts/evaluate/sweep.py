@@ -23,18 +23,9 @@ from embed_jax.evals.sweep import (
     table,
     trained_sizes,
 )
-from embed_jax.evals.sweep import (
-    described as describe_row,
-)
+from embed_jax.evals.sweep import described as describe_row
 
-from ..commands import (
-    PICTURES,
-    OneLineParser,
-    check_picture,
-    load_model,
-    print_table,
-    whole_file,
-)
+from ..commands import PICTURES, OneLineParser, check_picture, load_model, print_table, whole_file
 from . import embedders
 from .data import add_search_arguments, describe_evaluation
 
@@ -184,7 +175,7 @@ def sweep(
     import faiss
     import numpy as np
 
-    from embed_jax.evals.retrieval import check_qrels
+    from embed_jax.evals.search import check_qrels
     from embed_jax.scores import unit_length
 
     corpus, queries, qrels = task

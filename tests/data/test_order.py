@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from embed_jax.data.order import (
-    Batches,
-    ShuffledRecords,
-    make_distinct_batches,
-    make_order,
-    make_turns,
-)
+from embed_jax.data.distinct_batches import make_distinct_batches
+from embed_jax.data.order import Batches, ShuffledRecords, make_order, make_turns
 from embed_jax.errors import InputError
 
 pytest.importorskip("grain")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from embed_jax.evals.comparison import Comparison
-from embed_jax.evals.retrieval import RetrievalResult
+from embed_jax.evals.search import RetrievalResult
 
 
 def made(queries, documents, before=0.4, after=0.6, unchanged=""):

@@ -5,13 +5,15 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals import diagnose
+from embed_jax.evals import ranks as ranking
 from embed_jax.evals.diagnose import FAULT, NOT_CHECKED, OK
 from embed_jax.evals.geometry import average_cosine
-from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.evals.ranks import judged_rows, ndcg_of_ranks, recall_of_ranks, relevant_ranks
+from embed_jax.evals.search import evaluate_retrieval
 from embed_jax.scores import SIMILARITIES, truncate
 
 DOCUMENTS, QUERIES, DIM = 400, 60, 32
-JUDGED = diagnose.judged_rows(
+JUDGED = judged_rows(
     {f"d{n}": "" for n in range(DOCUMENTS)},
     {f"q{n}": "" for n in range(QUERIES)},
     {f"q{n}": {f"d{n}": 2, f"d{n + QUERIES}": 1, f"d{n + 1}": 0} for n in range(QUERIES)},
@@ -36,13 +38,13 @@ def discrimination(queries, corpus, judged=JUDGED, similarity="cosine"):
 
 
 def score(queries, corpus, judged=JUDGED):
-    return diagnose.ndcg_of_ranks(diagnose.relevant_ranks(queries, corpus, judged), judged)
+    return ndcg_of_ranks(relevant_ranks(queries, corpus, judged), judged)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("ignore", [False, True])
 def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
-    monkeypatch.setattr(diagnose, "BLOCK", 7 * 50)  # several blocks of queries
+    monkeypatch.setattr(ranking, "BLOCK", 7 * 50)  # several blocks of queries
     rng = np.random.default_rng(1)
     queries, corpus = (
         rng.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (20, 50)
@@ -77,21 +79,19 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
         similarity=similarity,
         ignore_identical_ids=ignore,
     )
-    judged = diagnose.judged_rows(texts, query_names, qrels, ignore_identical_ids=ignore)
+    judged = judged_rows(texts, query_names, qrels, ignore_identical_ids=ignore)
     rows = [names.index(name) for name in qrels]
-    ranks = diagnose.relevant_ranks(queries[rows], corpus, judged, similarity)
+    ranks = relevant_ranks(queries[rows], corpus, judged, similarity)
     np.testing.assert_allclose(
-        diagnose.ndcg_of_ranks(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12
+        ndcg_of_ranks(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12
     )
-    np.testing.assert_array_equal(
-        diagnose.recall_of_ranks(ranks, judged, 7), expected.per_query["recall@7"]
-    )
+    np.testing.assert_array_equal(recall_of_ranks(ranks, judged, 7), expected.per_query["recall@7"])
 
 
 def test_a_healthy_search_has_no_fault():
     queries, corpus = made()
-    ranks = diagnose.relevant_ranks(queries, corpus, JUDGED)
-    whole = diagnose.ndcg_of_ranks(ranks, JUDGED)
+    ranks = relevant_ranks(queries, corpus, JUDGED)
+    whole = ndcg_of_ranks(ranks, JUDGED)
     assert discrimination(queries, corpus).status == OK
     assert diagnose.missing_prompt({"as used": whole}, expects=False, prompted=False).status == OK
     assert diagnose.truncation({DIM: whole}, full=DIM, used=DIM).status == OK
@@ -145,7 +145,7 @@ def test_random_documents_are_never_relevant_nor_the_query_itself():
     names = [f"x{n}" for n in range(30)]
     qrels = {name: {names[n]: 1 for n in rng.choice(30, 4, replace=False)} for name in names[:8]}
     texts = dict.fromkeys(names, "")
-    judged = diagnose.judged_rows(texts, texts, qrels, ignore_identical_ids=True)
+    judged = judged_rows(texts, texts, qrels, ignore_identical_ids=True)
     corpus = np.eye(30, dtype=np.float32)
     relevant, random = diagnose.against_random(
         np.ones((8, 30), np.float32) * np.arange(30), corpus, judged, "dot"
@@ -229,8 +229,8 @@ def test_a_size_that_was_not_trained_and_loses():
 
 
 def test_a_shortlist_below_the_target():
-    ranks = diagnose.relevant_ranks(*made(noise=3.0), JUDGED)
-    recalls = [diagnose.recall_of_ranks(ranks, JUDGED, k).mean() for k in range(1, DOCUMENTS + 1)]
+    ranks = relevant_ranks(*made(noise=3.0), JUDGED)
+    recalls = [recall_of_ranks(ranks, JUDGED, k).mean() for k in range(1, DOCUMENTS + 1)]
     for k, target in ((5, 0.5), (100, 0.8), (100, 0.95), (DOCUMENTS, 1.0)):
         result = diagnose.shortlist(ranks, JUDGED, k=k, target=target, documents=DOCUMENTS)
         assert result.status == (OK if recalls[k - 1] >= target else FAULT)
@@ -242,12 +242,8 @@ def test_a_shortlist_below_the_target():
 
 def test_a_target_that_no_shortlist_reaches():
     texts = {name: "" for name in "abc"}
-    judged = diagnose.judged_rows(
-        texts, texts, {"a": {"a": 1}, "b": {"c": 1}}, ignore_identical_ids=True
-    )
-    ranks = diagnose.relevant_ranks(
-        np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), judged
-    )
+    judged = judged_rows(texts, texts, {"a": {"a": 1}, "b": {"c": 1}}, ignore_identical_ids=True)
+    ranks = relevant_ranks(np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), judged)
     result = diagnose.shortlist(ranks, judged, k=3, target=0.9, documents=3)
     assert (result.status, result.cause) == (FAULT, "never") and np.isnan(result.figures["needed"])
 
@@ -311,4 +307,4 @@ def test_positives_of_other_rows_share_no_text(number, copies):
 
 def test_nothing_relevant_is_refused():
     with pytest.raises(InputError, match="none of 1 queries has a relevant document"):
-        diagnose.judged_rows({"d": ""}, {"q": ""}, {"q": {"d": 0}})
+        judged_rows({"d": ""}, {"q": ""}, {"q": {"d": 0}})

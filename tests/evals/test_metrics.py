@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embed_jax.evals import metrics
-from embed_jax.evals.retrieval import score_run
+from embed_jax.evals.search import score_run
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,11 @@ from embed_jax.encoders.settings import EncodingSettings  # noqa: E402
 from embed_jax.errors import InputError  # noqa: E402
 from embed_jax.evals.embedder import Embedder, prompt_options  # noqa: E402
 from embed_jax.evals.mteb import (  # noqa: E402
-    KINDS,
-    local_task,
     mteb_cross_encoder,
     mteb_model,
     revision,
 )
+from embed_jax.evals.mteb_tasks import KINDS, local_task  # noqa: E402
 from embed_jax.evals.reranker import cross_encoder_reranker  # noqa: E402
 from embed_jax.prompts import fill_template  # noqa: E402
 from embed_jax.registry import lookup  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 from embed_jax.data.pairs import join_title
 from embed_jax.errors import EmbedJaxWarning, InputError
 from embed_jax.evals.comparison import compare
-from embed_jax.evals.retrieval import (
+from embed_jax.evals.search import (
     evaluate_retrieval,
     evaluate_search,
     retrieval_evaluator,

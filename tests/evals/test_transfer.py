@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals import transfer
-from embed_jax.evals.transfer import (
-    cross_validate,
+from embed_jax.evals.logistic_regression import (
     logistic_regressions,
-    open_task,
     predict_by_each,
-    train_and_test,
+    rotate_vectors,
+    turn_vectors,
 )
+from embed_jax.evals.transfer import cross_validate, open_task, train_and_test
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRENGTHS = [0.001, 0.03, 1.0, 30.0]
@@ -34,9 +33,9 @@ def their(C):
 def test_regressions_equal_sklearns(classes):
     vectors, labels = drawn(90, classes)
     mask = np.random.default_rng(0).random((90, 4)) < 0.7
-    rotated = transfer._rotate(vectors)
+    rotated = rotate_vectors(vectors)
     weights = np.asarray(logistic_regressions(rotated, labels, mask, STRENGTHS))
-    result = predict_by_each(weights, transfer._turn(rotated, vectors))
+    result = predict_by_each(weights, turn_vectors(rotated, vectors))
     for number, strength in enumerate(STRENGTHS):
         model = their(strength).fit(vectors[mask[:, number]], labels[mask[:, number]])
         ours = rotated.axes @ weights[:-1, number]

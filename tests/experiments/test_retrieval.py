@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embed_jax.errors import exit_with_one_line
-from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.evals.search import evaluate_retrieval
 from embed_jax.sentence import load_sentence_encoder
 
 ROOT = Path(__file__).parents[2]

@@ -33,14 +33,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from embed_jax.export import onnx_graph  # noqa: E402
 from embed_jax.export.jaxpr import to_graph  # noqa: E402
-from embed_jax.export.onnx import (  # noqa: E402
+from embed_jax.export.onnx import write_onnx  # noqa: E402
+from embed_jax.export.onnx_run import (  # noqa: E402
     OUTPUT,
     compare_logits_onnx,
     compare_onnx,
     encode_onnx,
     logits_onnx,
     pad_rows,
-    write_onnx,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* (texts|pairs) were cut")

@@ -95,6 +95,10 @@ def compiled(encoder, devices, dropout):
 def gradient_of(encoder):
     """Returns (loss, gradient as one vector) of a loss by its position in LOSSES."""
     params = encoder.init(jax.random.key(0))
+    # Pairs are told apart, else the gradients of a list's candidates cancel, and what is left is
+    # known to few digits of float32.
+    params["backbone"]["embeddings"]["token"] *= 20.0
+    params["heads"] = jax.tree.map(lambda leaf: 5.0 * leaf, params["heads"])
 
     def gradient_of(number, devices=1, groups=16, dropout=True):
         step, mesh = compiled(encoder, devices, dropout)
@@ -107,14 +111,10 @@ def gradient_of(encoder):
 
 
 def assert_same(result, expected):
-    """Checks that loss and gradient agree to 1e-6 and are not zero.
-
-    Small gradients, of norms below 1, are sums of larger terms: they agree to 1e-6 of these.
-    """
-    norm = np.linalg.norm(expected[1])
-    assert np.isfinite(expected[0]) and norm > 1e-2
+    """Checks that loss and gradient agree to 1e-6 and are not zero."""
+    assert np.isfinite(expected[0]) and np.linalg.norm(expected[1]) > 1e-2
     assert abs(result[0] - expected[0]) <= 1e-6 * abs(expected[0])
-    assert np.linalg.norm(result[1] - expected[1]) <= 1e-6 * max(norm, 1.0)
+    assert np.linalg.norm(result[1] - expected[1]) <= 1e-6 * np.linalg.norm(expected[1])
 
 
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])

@@ -18,7 +18,8 @@ import pytest
 
 from embed_jax.errors import InputError, RunError
 from embed_jax.remote.ask import Retries
-from embed_jax.remote.endpoint import INTERFACES, EmbeddingEndpoint, endpoint_encoder
+from embed_jax.remote.embedding_forms import INTERFACES
+from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
 from embed_jax.remote.vector_cache import VectorCache
 
 ROOT = Path(__file__).parent.parent.parent

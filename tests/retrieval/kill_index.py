@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.multi_vector import build_multi_vector, open_multi_vector
+from embed_jax.retrieval.indexes import open_index
+from embed_jax.retrieval.multi_vector import build_multi_vector
 from embed_jax.retrieval.residual_codec import ResidualCodec
 
 DIM = 16
@@ -64,14 +65,14 @@ def write(path, first, log):
         if action == "build":
             build_multi_vector(path, documents, identity=MODEL, codec=codec, replace=True)
         else:
-            index = open_multi_vector(path, MODEL)
+            index = open_index(path, MODEL)
             getattr(index, action)(documents if action != "delete" else [n for n, _ in documents])
         os.write(descriptor, f"done {number}\n".encode())
 
 
 def check(path, state):
     """Tells whether the index has exactly these documents, with these tokens."""
-    index = open_multi_vector(path, MODEL)
+    index = open_index(path, MODEL)
     if sorted(index.ids) != sorted(map(str, state)):
         return False
     codec = make_codec()
@@ -82,7 +83,9 @@ def check(path, state):
         vectors = np.concatenate(tokens)
         vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
         codes, packed = codec.encode(vectors)
-        if not ((chunk.codes == codes).all() and (chunk.packed == packed).all()):
+        if not (
+            (chunk.arrays["codes"] == codes).all() and (chunk.arrays["residuals"] == packed).all()
+        ):
             return False
     return True
 

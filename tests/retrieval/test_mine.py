@@ -11,7 +11,6 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.copies import token_fold
 from embed_jax.retrieval.mine import (
-    Mining,
     Report,
     corpus_with,
     dense_searcher,
@@ -19,6 +18,7 @@ from embed_jax.retrieval.mine import (
     mine_records,
     records_of,
 )
+from embed_jax.retrieval.mining_candidates import Mining
 from embed_jax.scores import unit_length
 
 WORDS = "red blue green house car dog cat river stone apple".split()

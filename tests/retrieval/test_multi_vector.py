@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval import residual_codec, token_chunks
-from embed_jax.retrieval.multi_vector import build_multi_vector, open_multi_vector
+from embed_jax.retrieval import document_chunks, multi_vector, residual_codec
+from embed_jax.retrieval.indexes import open_index
+from embed_jax.retrieval.multi_vector import build_multi_vector
 from embed_jax.retrieval.residual_codec import train_codec
 from embed_jax.scores import unit_length
 
@@ -39,8 +40,8 @@ QUERIES = [
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(token_chunks, "CHUNK_TOKENS", 300)
-    monkeypatch.setattr(token_chunks, "BLOCK_TOKENS", 70)
+    monkeypatch.setattr(multi_vector, "CHUNK_TOKENS", 300)
+    monkeypatch.setattr(document_chunks, "BLOCK", 70)
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +147,13 @@ def test_changes_give_the_answers_of_a_rebuild(tmp_path, codecs):
     current = [item for item in current.items() if item[0] not in gone]
     rebuilt = build_multi_vector(tmp_path / "b", current, identity=MODEL, codec=codec)
     assert sorted(index.ids) == sorted(rebuilt.ids) == sorted(name for name, _ in current)
-    for state in (index, open_multi_vector(tmp_path / "a", MODEL)):
+    for state in (index, open_index(tmp_path / "a", MODEL)):
         for options in ({}, {"probes": 2, "candidates": 20}):
             assert_same(
                 state.search(QUERIES, 15, **options), rebuilt.search(QUERIES, 15, **options), 1e-5
             )
     # The many small writes were joined: two chunks side by side would not fit into one.
-    lengths = [chunk.tokens for chunk in index._state.chunks]
+    lengths = [chunk.rows for chunk in index._state.chunks]
     assert all(a + b > 300 for a, b in zip(lengths, lengths[1:], strict=False))
     assert gone[0] not in index and all(gone[0] not in run for run in search_all(index, 200))
 
@@ -299,7 +300,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, codecs):
         return build_multi_vector(where, documents, identity=MODEL, **options)
 
     tokens = DOCUMENTS[0][1]
-    refused("no index, or its first build", open_multi_vector, path)
+    refused("no index, or its first build", open_index, path)
     refused("no documents: nothing", build, [])
     refused("no documents: nothing", build, [], codec=codec)
     refused("documents without tokens only", build, [("a", tokens[:0])])
@@ -317,8 +318,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path, codecs):
 
     index = build(DOCUMENTS, codec=codec)
     refused("holds an index already", build, DOCUMENTS)
-    refused("model was 'colbert', is 'other'", open_multi_vector, path, {**MODEL, "model": "other"})
-    refused("prompts was .*, is None", open_multi_vector, path, {"model": "colbert"})
+    refused("model was 'colbert', is 'other'", open_index, path, {**MODEL, "model": "other"})
+    refused("prompts was .*, is None", open_index, path, {"model": "colbert"})
     refused("query 0: of 8 dimensions, the index has 16", index.search, [tokens[:, :8]], 3)
     refused("query 1: a number that is not finite", index.search, [tokens, tokens * np.nan], 3)
     refused("k: expected 1 or more, found 0", index.search, [tokens], 0)
@@ -329,7 +330,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, codecs):
     refused("document 'x' is not in the index; add it", index.update, [("x", tokens)])
     refused("no document 'x' to delete", index.delete, ["d1", "x"])
     refused("no document 'x'", index.tokens, "x")
-    assert_same(search_all(index), search_all(open_multi_vector(path, MODEL)), 0)
+    assert_same(search_all(index), search_all(open_index(path, MODEL)), 0)
     assert [entry.name for entry in path.glob("snapshot-*")] == ["snapshot-1"]
 
     other = tmp_path / "other"
@@ -339,15 +340,15 @@ def test_what_cannot_be_used_is_one_line(tmp_path, codecs):
     refused("cannot be written", build, DOCUMENTS, other / "notes.txt")
     codes = path / "snapshot-1" / "0.codes.npy"
     codes.write_bytes(codes.read_bytes()[:-4])
-    refused("0.codes.npy: damaged: ", open_multi_vector, path)
+    refused("0.codes.npy: damaged: ", open_index, path)
     codes.unlink()
-    refused("0.codes.npy: missing, the index is damaged", open_multi_vector, path)
+    refused("0.codes.npy: missing, the index is damaged", open_index, path)
 
 
 def test_a_write_of_another_process_is_seen_by_the_next_write(tmp_path, codecs):
     first = build_multi_vector(tmp_path, DOCUMENTS[:50], identity=MODEL, codec=codecs[4])
     before = search_all(first)
-    second = open_multi_vector(tmp_path, MODEL)
+    second = open_index(tmp_path, MODEL)
     second.delete(["d0"])
     assert_same(search_all(first), before, 0)  # its files are gone, and still mapped
     first.add(DOCUMENTS[60:61])
@@ -369,6 +370,6 @@ def test_kills_leave_the_old_state_or_the_new_one(tmp_path, kills):
     assert done.returncode == 0, done.stderr[-2000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["kills"] == kills and counts["in the midst"] >= kills // 2
-    index = open_multi_vector(tmp_path / "index", MODEL)
+    index = open_index(tmp_path / "index", MODEL)
     assert len(list((tmp_path / "index").glob("snapshot-*"))) == 1
     assert sum(len(run) for run in index.search(QUERIES, 5)) > 0

@@ -213,7 +213,7 @@ def test_metrics_are_the_last_and_the_best_that_the_training_chose(tmp_path):
 def test_the_metrics_of_a_comparison(tmp_path):
     pytest.importorskip("matplotlib")
     from embed_jax.evals.comparison import Comparison
-    from embed_jax.evals.retrieval import score_run
+    from embed_jax.evals.search import score_run
 
     qrels = {"q": {"d": 1}}
     runs = {"bm25": {"q": {}}, "before": {"q": {"e": 2.0, "d": 1.0}}, "after": {"q": {"d": 1.0}}}

@@ -11,7 +11,7 @@ import pytest
 import embed_jax
 from embed_jax import packaged
 from embed_jax.data.sources.beir import read_beir
-from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.evals.search import evaluate_retrieval
 from embed_jax.sentence import SentenceEncoder
 from scripts.evaluate import __main__ as evaluate
 from scripts.evaluate import diagnose as evaluate_diagnose

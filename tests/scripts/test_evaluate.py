@@ -8,7 +8,7 @@ import embed_jax
 from embed_jax import __version__
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.data.sources.sts import read_sts
-from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.evals.search import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from scripts.evaluate import __main__ as evaluate
 from scripts.evaluate import aliases, embedders, sweep

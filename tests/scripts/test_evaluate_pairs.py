@@ -12,7 +12,7 @@ from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.evals.reranker import cross_encoder_reranker
 from embed_jax.evals.reranking import open_task
-from embed_jax.evals.retrieval import score_run, search_task
+from embed_jax.evals.search import score_run, search_task
 from embed_jax.evals.significance import paired_difference
 from embed_jax.retrieval.topk import dense_search
 from scripts.evaluate import __main__ as evaluate

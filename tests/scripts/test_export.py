@@ -204,7 +204,7 @@ def test_what_is_no_export_is_not_touched(refused, saved, model, tmp_path, conte
 
 def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
-    monkeypatch.setattr("embed_jax.export.onnx.compare_onnx", lambda *_: 0.01)
+    monkeypatch.setattr("embed_jax.export.onnx_run.compare_onnx", lambda *_: 0.01)
     status, _, err = run(
         export,
         "--model",

@@ -10,7 +10,7 @@ import embed_jax
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.errors import InputError
 from embed_jax.evals import sweep as evaluate_sweep
-from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.evals.search import evaluate_retrieval
 from embed_jax.evals.sweep import (
     Measured,
     SweepSetting,

@@ -4,7 +4,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.evals.search import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train.evaluation import check_metric
 

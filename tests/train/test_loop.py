@@ -16,6 +16,7 @@ from embed_jax.errors import InputError, RunError
 from embed_jax.parallel.mesh import make_mesh, replicate
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer
+from embed_jax.train.selection import Best, warn_of_overfitting
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.types import Batch, TokenBatch
 
@@ -232,11 +233,9 @@ def test_falling_loss_without_gain_is_told_once(run, capsys):
 )
 def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
     messages = []
-    best = loop._warn_of_overfitting(loop.Best(0.5, 7, losses=losses), "a/m", messages.append)
+    best = warn_of_overfitting(Best(0.5, 7, losses=losses), "a/m", messages.append)
     assert len(messages) == best.warned == warned
-    assert (
-        loop._warn_of_overfitting(best, "a/m", messages.append) == best and len(messages) == warned
-    )
+    assert warn_of_overfitting(best, "a/m", messages.append) == best and len(messages) == warned
 
 
 # ---- steps ---------------------------------------------------------------------------------------

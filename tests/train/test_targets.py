@@ -8,7 +8,7 @@ from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.losses.expression import build_loss
-from embed_jax.train.data import _check_data
+from embed_jax.train.data_checks import check_data
 from embed_jax.train.sources import scaled
 
 PAIRS = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i % 6} for i in range(12)]
@@ -21,7 +21,7 @@ def check(loss, records, score_max=1.0, dataset=""):
     if dataset:
         setattr(config.mixture.sources, dataset, SourceConfig("records", loss=loss))
     source = RecordSource(records, scaled(record_fields(records), score_max))
-    _check_data(source, build_loss(loss).about, config, dataset)
+    check_data(source, build_loss(loss).about, config, dataset)
 
 
 @pytest.mark.parametrize(

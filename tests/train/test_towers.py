@@ -184,7 +184,7 @@ def test_an_adapter_is_on_documents_and_saved_merged(config, sources, tmp_path):
 
 
 def test_search_measures_each_side_with_its_tower(config):
-    from embed_jax.evals.retrieval import evaluate_retrieval, retrieval_evaluator
+    from embed_jax.evals.search import evaluate_retrieval, retrieval_evaluator
 
     run = initial_model(config).sentence
     corpus = {

@@ -18,8 +18,7 @@ from embed_jax.data.pairs import (
     negative_columns,
     sampled_records,
 )
-from embed_jax.data.records import (
-    check_scored,
+from embed_jax.data.record_values import (
     clean_key,
     clean_label,
     clean_number,
@@ -27,6 +26,7 @@ from embed_jax.data.records import (
     label_names,
     to_python,
 )
+from embed_jax.data.records import check_scored
 from embed_jax.errors import InputError
 from embed_jax.types import Record
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embed_jax.data.pairs import kind_of
-from embed_jax.data.records import VALUES, Cleaner, RawRecord, describe, usual_names
+from embed_jax.data.record_values import describe
+from embed_jax.data.records import VALUES, Cleaner, RawRecord, usual_names
 from embed_jax.data.sources.base import class_names
 from embed_jax.data.sources.opening import iter_clean
 from embed_jax.errors import InputError

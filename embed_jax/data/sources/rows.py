@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embed_jax.data.pairs import PAIR_LABELS
-from embed_jax.data.records import check_text, clean_label, clean_number, is_missing, to_python
+from embed_jax.data.record_values import (
+    check_text,
+    clean_label,
+    clean_number,
+    is_missing,
+    to_python,
+)
 from embed_jax.errors import InputError
 
 

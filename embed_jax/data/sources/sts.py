@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from embed_jax.data.records import is_missing
+from embed_jax.data.record_values import is_missing
 from embed_jax.data.sources.files import find_file, iter_rows
 from embed_jax.data.sources.opening import open_raw
 from embed_jax.data.sources.rows import Row

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.records import clean_key, is_missing, to_python
+from embed_jax.data.record_values import clean_key, is_missing, to_python
 from embed_jax.data.sources.files import find_file, iter_rows
 from embed_jax.data.sources.opening import open_raw
 from embed_jax.data.sources.rows import Row

@@ -1,0 +1,330 @@
+"""An index of documents on disk: what the indexes of one vector and of many a document share.
+
+A subclass says how documents are encoded and searched. Adding, replacing and removing them, their
+ids, what the index was made of and the comparison with a corpus are here.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from embed_jax.atomic import plain_json
+from embed_jax.errors import InputError, first_difference
+from embed_jax.retrieval.document_chunks import Chunk, IndexEntry, hash_of, merge_small
+from embed_jax.snapshots import Snapshots
+
+FORMAT = "embed-jax index 1"
+PARTS = "parts"  # a folder of a snapshot that is being written
+
+Vectors = Float[Any, "..."]  # of NumPy or JAX: importing JAX would take longer than a small write
+IndexDocument = tuple[str, Vectors] | tuple[str, Vectors, str]
+"""The id, the embedding or the token embeddings, and perhaps the text of a document."""
+ShowProgress = Callable[[str, int], None]
+"""Gets a stage, and how many documents passed it since it was called last."""
+
+
+def no_progress(stage: str, documents: int) -> None:
+    """Shows nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """The ids in which a corpus differs from an index."""
+
+    added: Sequence[str]
+    updated: Sequence[str]
+    deleted: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexState:
+    """A snapshot of an index, opened."""
+
+    description: Mapping[str, Any]
+    folder: Path
+    chunks: Sequence[Chunk]
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Returns the ids of all documents, in the order of the chunks."""
+        return [name for chunk in self.chunks for name in chunk.ids]
+
+    @functools.cached_property
+    def positions(self) -> dict[str, int]:
+        """Returns where each id is."""
+        return {name: position for position, name in enumerate(self.ids)}
+
+    @functools.cached_property
+    def tie_order(self) -> Int64[np.ndarray, " N"]:
+        """Returns the rank of each document by its id."""
+        order = np.empty(len(self.ids), np.int64)
+        order[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
+        return order
+
+    def mask(self, allowed: Collection[str]) -> Bool[np.ndarray, " N"]:
+        """Marks the documents of these ids; ids that are not in the index mark nothing."""
+        mask = np.zeros(len(self.ids), bool)
+        mask[[self.positions[name] for name in allowed if name in self.positions]] = True
+        return mask
+
+    def best(
+        self,
+        positions: Int64[np.ndarray, " c"],
+        scores: Float[np.ndarray, " c"],
+        k: int,
+    ) -> dict[str, float]:
+        """Returns the k documents with the largest scores; equal scores in the order of ids."""
+        rows = np.lexsort((self.tie_order[positions], -scores))[:k]
+        return {self.ids[positions[row]]: float(scores[row]) for row in rows}
+
+
+class DocumentIndex(abc.ABC):
+    """An index that is open.
+
+    It stays at the state in which it was opened, or which it wrote itself: of what another process
+    writes it sees nothing until it is opened again, or writes.
+
+    Attributes:
+        path: the folder.
+        kind: of the index, in its description.
+    """
+
+    kind: str
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any] | None = None):
+        """Opens the index; see `open_index`."""
+        self.path, self._snapshots = Path(path), Snapshots(path, FORMAT)
+        self._state = self._snapshots.read(self._load)
+        if identity is not None:
+            difference = first_difference(self.identity, plain_json(dict(identity)))
+            if difference:
+                raise InputError(
+                    f"{self.path}: of embeddings of another kind: {difference}; build it anew"
+                )
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, description: Mapping[str, Any], folder: Path) -> Any:
+        """Opens a snapshot; returns an `IndexState`."""
+
+    @abc.abstractmethod
+    def checked(self, documents: Iterable[IndexDocument], state: Any) -> Iterator[IndexEntry]:
+        """Yields documents in the form in which they are encoded."""
+
+    @abc.abstractmethod
+    def encoded(
+        self, entries: Iterable[IndexEntry], state: Any, folder: Path, numbers: Iterator[int]
+    ) -> Iterator[Chunk]:
+        """Encodes documents in chunks; see `encode_chunks`."""
+
+    @abc.abstractmethod
+    def finish(self, folder: Path, chunks: Sequence[Chunk], state: Any) -> Mapping[str, Any]:
+        """Writes what a snapshot has besides its chunks; returns the details of its description."""
+
+    @property
+    @abc.abstractmethod
+    def chunk_limit(self) -> int:
+        """Returns the vectors of a chunk, at most."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Returns what the embeddings depend on."""
+        return self._state.description["identity"]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Returns the ids of all documents."""
+        return self._state.ids
+
+    def __len__(self) -> int:
+        return len(self._state.ids)
+
+    def __contains__(self, document: str) -> bool:
+        return document in self._state.positions
+
+    def add(
+        self, documents: Iterable[IndexDocument], *, progress: ShowProgress = no_progress
+    ) -> None:
+        """Adds documents, all of them or none.
+
+        Raises:
+            InputError: an id is in the index already, or comes twice; a vector cannot be used.
+            RunError: the files can't be written.
+        """
+        self._write(documents, (), progress, is_update=False)
+
+    def update(
+        self, documents: Iterable[IndexDocument], *, progress: ShowProgress = no_progress
+    ) -> None:
+        """Replaces documents by others with their ids, all of them or none.
+
+        Raises:
+            InputError: an id is not in the index, or comes twice; a vector cannot be used.
+            RunError: the files can't be written.
+        """
+        self._write(documents, (), progress, is_update=True)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Removes documents, all of them or none.
+
+        Raises:
+            InputError: an id is not in the index.
+            RunError: the files can't be written.
+        """
+        self._write((), list(ids), no_progress, is_update=False)
+
+    def changes(self, texts: Mapping[str, str]) -> Changes:
+        """Compares the index with a corpus: which documents are to be added, updated and deleted.
+
+        A document whose text was not given when it was added counts as changed.
+        """
+        stored = _hashes(self._state.chunks)
+        return Changes(
+            [name for name in texts if name not in stored],
+            [name for name in texts if name in stored and stored[name] != hash_of(texts[name])],
+            [name for name in stored if name not in texts],
+        )
+
+    def _load(self, description: Mapping[str, Any], folder: Path) -> Any:
+        if description.get("kind") != self.kind:
+            other = description.get("kind")
+            raise InputError(f"{self.path}: an index of kind {other!r}, expected {self.kind!r}")
+        state = self.load(description, folder)
+        if len(state.positions) != len(state.ids):
+            raise InputError(f"{folder}: damaged: an id comes twice")
+        return state
+
+    def _write(
+        self,
+        documents: Iterable[IndexDocument],
+        deleted: Sequence[str],
+        progress: ShowProgress,
+        *,
+        is_update: bool,
+    ) -> None:
+        with new_snapshot(self._snapshots) as (folder, parts, description):
+            state = self._snapshots.read(self._load)
+            if difference := first_difference(state.description["identity"], self.identity):
+                raise InputError(f"{self.path}: replaced by another index meanwhile: {difference}")
+            for name in deleted:
+                if name not in state.positions:
+                    raise InputError(f"{self.path}: no document {name!r} to delete")
+            numbers = itertools.count()
+            entries = distinct(self.checked(documents, state), state.positions, is_update=is_update)
+            new = list(counted(self.encoded(entries, state, parts, numbers), progress))
+            gone = {*deleted, *(name for chunk in new for name in chunk.ids)}
+            chunks = [*_without(gone, state.chunks, parts, numbers), *new]
+            placed = place_chunks(merge_small(chunks, parts, numbers, self.chunk_limit), folder)
+            details = self.finish(folder, placed, state)
+            description |= describe(self.kind, self.identity, placed, details)
+        self._state = self._snapshots.read(self._load)
+
+
+def _without(
+    gone: Collection[str], chunks: Sequence[Chunk], parts: Path, numbers: Iterator[int]
+) -> Iterator[Chunk]:
+    """Yields chunks of the other documents; those that lose none stay as they are."""
+    for chunk in chunks:
+        keep = np.array([name not in gone for name in chunk.ids], bool)
+        if keep.all():
+            yield chunk
+        elif keep.any():
+            yield chunk.take(keep, parts, next(numbers))
+
+
+@contextlib.contextmanager
+def new_snapshot(snapshots: Snapshots) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+    """Yields the folder of a new snapshot, one for parts of it, and a description to fill in."""
+    with snapshots.written() as (folder, description):
+        parts = folder / PARTS
+        parts.mkdir()
+        yield folder, parts, description
+        shutil.rmtree(parts)
+
+
+def place_chunks(chunks: Iterable[Chunk], folder: Path) -> list[Chunk]:
+    """Puts chunks into a snapshot, numbered from 0 on."""
+    return [chunk.place(folder, number) for number, chunk in enumerate(chunks)]
+
+
+def describe(
+    kind: str, identity: Mapping[str, Any], chunks: Sequence[Chunk], details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the description of an index.
+
+    "texts" is a hash of all ids and texts, whatever their order; null if a text is not known.
+    """
+    hashes, texts = _hashes(chunks), hashlib.blake2b(digest_size=16)
+    for name in sorted(hashes):
+        texts.update(f"{hash_of(name)}{hashes[name]}".encode())
+    return {
+        "kind": kind,
+        "identity": plain_json(dict(identity)),
+        "documents": len(hashes),
+        "chunks": len(chunks),
+        "texts": texts.hexdigest() if all(hashes.values()) else None,
+        **details,
+    }
+
+
+def _hashes(chunks: Iterable[Chunk]) -> dict[str, str]:
+    """Returns the hashes of the texts by id."""
+    return {
+        name: text_hash
+        for chunk in chunks
+        for name, text_hash in zip(chunk.ids, chunk.hashes, strict=True)
+    }
+
+
+def distinct(
+    entries: Iterable[IndexEntry], stored: Collection[str], *, is_update: bool = False
+) -> Iterator[IndexEntry]:
+    """Yields documents, whose ids must be new, or stored for an update, and come once.
+
+    Raises:
+        InputError: an id is not as it must be.
+    """
+    seen: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry.id, str):
+            raise InputError(f"document {entry.id!r}: expected a string as its id")
+        if entry.id in seen:
+            raise InputError(f"document {entry.id!r} comes twice")
+        if is_update and entry.id not in stored:
+            raise InputError(f"document {entry.id!r} is not in the index; add it")
+        if not is_update and entry.id in stored:
+            raise InputError(f"document {entry.id!r} is in the index already; update it")
+        seen.add(entry.id)
+        yield entry
+
+
+def counted(chunks: Iterable[Chunk], progress: ShowProgress) -> Iterator[Chunk]:
+    """Yields chunks, and reports their documents as compressed."""
+    for chunk in chunks:
+        progress("compress", len(chunk.ids))
+        yield chunk
+
+
+def check_build(snapshots: Snapshots, replace: bool) -> None:
+    """Raises an InputError if there is an index already, which is not to be replaced."""
+    if snapshots.exists() and not replace:
+        raise InputError(f"{snapshots.path}: holds an index already; replace=True builds it anew")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises an InputError for an argument below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name}: expected 1 or more, found {value}")

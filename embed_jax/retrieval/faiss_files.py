@@ -1,0 +1,125 @@
+"""The FAISS index beside the vectors of a `VectorIndex` (Douze et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from embed_jax.errors import InputError, one_line, require
+
+FAISS_FILE = "vectors.faiss"
+TRAINING_ROWS = 100_000  # that an index learns from
+
+
+def _library() -> Any:
+    """Returns FAISS, whose types lack most of what it has."""
+    require("faiss")
+    import faiss
+
+    return faiss
+
+
+def write_faiss(
+    folder: Path,
+    blocks: Sequence[Float[np.ndarray, "_ D"]],
+    dim: int,
+    factory: str,
+    parameters: str,
+) -> None:
+    """Makes an index.
+
+    Args:
+        folder: to write to.
+        blocks: the vectors.
+        dim: of a vector.
+        factory: FAISS's index factory string.
+        parameters: FAISS's search-time settings.
+
+    Raises:
+        InputError: FAISS is not installed, does not know `factory` or `parameters`, or cannot train
+            the index on these vectors, or search it among some of them.
+    """
+    faiss = _library()
+    count = sum(map(len, blocks))
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if parameters:
+            faiss.ParameterSpace().set_index_parameters(index, parameters)
+        if not index.is_trained:
+            step = -(-count // TRAINING_ROWS)
+            sample = np.concatenate([block[::step] for block in blocks])
+            index.train(np.ascontiguousarray(sample))
+        for block in blocks:
+            index.add(np.ascontiguousarray(block))
+        search_faiss(index, np.zeros((1, dim), np.float32), 1, np.zeros(1, np.int64))
+    except RuntimeError as error:
+        reason = one_line(error).split("Error: ")[-1]
+        described = f"{factory!r}{f' with {parameters!r}' if parameters else ''}"
+        raise InputError(
+            f"FAISS cannot make the index {described} of {count} vectors: {reason}"
+        ) from None
+    save_faiss(index, folder)
+
+
+def save_faiss(index: Any, folder: Path) -> None:
+    """Writes an index."""
+    _library().write_index(index, str(folder / FAISS_FILE))
+
+
+def read_faiss(folder: Path) -> Any:
+    """Reads an index.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        InputError: it is damaged, or FAISS is not installed.
+    """
+    file = folder / FAISS_FILE
+    if not file.exists():
+        raise FileNotFoundError(2, "missing", str(file))
+    try:
+        return _library().read_index(str(file))
+    except RuntimeError as error:
+        raise InputError(f"{file}: damaged: {one_line(error)}") from None
+
+
+def search_faiss(
+    index: Any,
+    queries: Float[np.ndarray, "Q D"],
+    count: int,
+    serials: Int64[np.ndarray, " n"] | None = None,
+) -> Int64[np.ndarray, "Q count"]:
+    """Returns the numbers of candidates, -1 where FAISS finds fewer.
+
+    Args:
+        index: FAISS's.
+        queries: vectors.
+        count: how many candidates.
+        serials: the numbers among which to search; None: all.
+    """
+    faiss, selector = _library(), None
+    if serials is not None:
+        marks = np.zeros(-(-index.ntotal // 8) * 8, bool)
+        marks[serials] = True
+        bits = np.packbits(marks, bitorder="little")  # must live as long as the selector
+        selector = faiss.IDSelectorBitmap(bits)
+    parameters = _parameters(index, selector, count)
+    return index.search(queries, count, params=parameters)[1]
+
+
+def _parameters(index: Any, selector: Any, count: int) -> Any:
+    """Returns how to search for this many vectors, of those that are selected."""
+    faiss = _library()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _parameters(index.index, selector, count)
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexHNSW):
+        depth = max(index.hnsw.efSearch, count)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=depth)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+    return faiss.SearchParameters(sel=selector)

@@ -1,0 +1,347 @@
+"""An index of one vector for each document on disk, searched exactly or through FAISS.
+
+FAISS only finds candidates: scores come from the stored vectors. A vector's number in FAISS is its
+serial, which it keeps: of a deleted one the FAISS index still knows, and it is passed over until so
+many are gone that the FAISS index is built anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from embed_jax.errors import InputError, require
+from embed_jax.retrieval.document_chunks import (
+    Chunk,
+    IndexEntry,
+    encode_chunks,
+    hash_of,
+    load_chunks,
+)
+from embed_jax.retrieval.document_index import (
+    FORMAT,
+    DocumentIndex,
+    IndexDocument,
+    IndexState,
+    ShowProgress,
+    Vectors,
+    check_build,
+    check_counts,
+    counted,
+    describe,
+    distinct,
+    new_snapshot,
+    no_progress,
+    place_chunks,
+)
+from embed_jax.retrieval.faiss_files import (
+    FAISS_FILE,
+    read_faiss,
+    save_faiss,
+    search_faiss,
+    write_faiss,
+)
+from embed_jax.snapshots import Snapshots, link_file
+
+CHUNK_ROWS = 2**16  # vectors of a chunk, at most
+DEAD_SHARE = 0.25  # of the vectors that FAISS knows; with more deleted it is built anew
+VECTORS, SERIALS = "vectors", "serials"  # arrays of a chunk
+
+
+def build_vector_index(
+    path: str | Path,
+    documents: Iterable[IndexDocument],
+    *,
+    identity: Mapping[str, Any],
+    similarity: str = "cosine",
+    factory: str = "",
+    parameters: str = "",
+    replace: bool = False,
+    progress: ShowProgress = no_progress,
+) -> VectorIndex:
+    """Builds an index; memory holds one chunk of vectors, and what FAISS needs.
+
+    Args:
+        path: a folder, which is created.
+        documents: (id, vector `[D]`) or (id, vector, text), in any order. Of a text a hash is
+            stored, for `changes`.
+        identity: what the vectors depend on, as JSON: model, prompts, ...
+        similarity: "cosine" or "dot".
+        factory: FAISS's index factory string: "HNSW32", "IVF256,PQ32", ...; "": exact search.
+        parameters: FAISS's search-time settings: "nprobe=16", "efSearch=128", ...
+        replace: replace an index that is there.
+        progress: called with a stage and the number of documents that it has passed since.
+
+    Raises:
+        InputError: the folder holds an index or something else; there is no document; ids are not
+            strings, or not distinct; vectors are not finite, zero for "cosine", or of several
+            sizes; FAISS is not installed, or cannot make the index.
+        RunError: the files can't be written.
+    """
+    if similarity not in ("cosine", "dot"):
+        raise InputError(f"similarity: expected 'cosine' or 'dot', found {similarity!r}")
+    if factory:
+        require("faiss")
+    snapshots = Snapshots(path, FORMAT)
+    check_build(snapshots, replace)
+    with new_snapshot(snapshots) as (folder, parts, description):
+        entries = distinct(_entries(documents, None, similarity), ())
+        chunks = _encoded(entries, parts, itertools.count(), 0)
+        placed = place_chunks(counted(chunks, progress), folder)
+        if not placed:
+            raise InputError("no documents: nothing to index")
+        details = {
+            "similarity": similarity,
+            "dim": placed[0].arrays[VECTORS].shape[1],
+            "factory": factory,
+            "parameters": parameters,
+            "serials": sum(chunk.rows for chunk in placed),
+        }
+        if factory:
+            blocks = [chunk.arrays[VECTORS] for chunk in placed]
+            write_faiss(folder, blocks, details["dim"], factory, parameters)
+        description |= describe(VectorIndex.kind, identity, placed, details)
+    return VectorIndex(path, identity)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VectorState(IndexState):
+    """A snapshot of an index of vectors, opened; `faiss_index` is None for exact search."""
+
+    faiss_index: Any
+
+    @functools.cached_property
+    def serials(self) -> Int64[np.ndarray, " N"]:
+        """Returns the vectors' numbers in FAISS, ascending."""
+        serials = [chunk.arrays[SERIALS] for chunk in self.chunks]
+        return np.concatenate([np.zeros(0, np.int64), *serials])
+
+    def blocks(self, mask: Bool[np.ndarray, " N"] | None) -> Iterator[Float[np.ndarray, "n D"]]:
+        """Yields all vectors, or those that are marked."""
+        first = 0
+        for chunk in self.chunks:
+            vectors = chunk.arrays[VECTORS]
+            if mask is None:
+                yield np.asarray(vectors)
+            else:
+                yield vectors[mask[first : first + chunk.rows]]
+            first += chunk.rows
+
+    def rows(self, positions: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
+        """Returns the vectors at ascending positions."""
+        parts, first = [np.zeros((0, self.description["dim"]), np.float32)], 0
+        for chunk in self.chunks:
+            begin, end = np.searchsorted(positions, (first, first + chunk.rows))
+            if begin < end:
+                parts.append(chunk.arrays[VECTORS][positions[begin:end] - first])
+            first += chunk.rows
+        return np.concatenate(parts)
+
+
+class VectorIndex(DocumentIndex):
+    """An open index of vectors; made by `build_vector_index` and `open_index`.
+
+    Attributes:
+        path: the folder.
+    """
+
+    kind = "vectors"
+    _state: VectorState
+
+    def search(
+        self,
+        queries: Sequence[Vectors] | Vectors,
+        k: int,
+        *,
+        candidates: int = 128,
+        allowed: Collection[str] | None = None,
+    ) -> list[dict[str, float]]:
+        """Finds the documents most similar to each query, best first.
+
+        Equal scores are in the order of the ids. With FAISS this holds among its candidates.
+
+        Args:
+            queries: vectors `[Q, D]`.
+            k: how many documents; fewer are returned where fewer are found.
+            candidates: documents that FAISS finds, at least k; of no meaning for exact search.
+            allowed: ids that may be returned; None: all. If they are at most `candidates`, the
+                search is exact.
+
+        Returns:
+            {id: score} of each query.
+
+        Raises:
+            InputError: for k or candidates below 1, or queries of another dimension or with numbers
+                that are not finite.
+        """
+        check_counts(k=k, candidates=candidates)
+        state = self._state
+        dim, similarity = state.description["dim"], state.description["similarity"]
+        if not len(queries):
+            return []
+        vectors = _check_vectors("queries", np.asarray(queries), dim, similarity, ndim=2)
+        mask = None if allowed is None else state.mask(allowed)
+        size = len(self) if mask is None else int(mask.sum())
+        candidates = min(max(candidates, k), size)
+        if not size:
+            return [{} for _ in vectors]
+        if state.faiss_index is None or size <= candidates:
+            return _exact(state, vectors, min(k, size), mask)
+        some = None
+        if mask is not None or len(self) < state.faiss_index.ntotal:  # it knows deleted ones too
+            some = state.serials if mask is None else state.serials[mask]
+        numbers = search_faiss(state.faiss_index, vectors, candidates, some)
+        results = []
+        for query, serials in zip(vectors, numbers, strict=True):
+            positions = np.searchsorted(state.serials, np.sort(serials[serials >= 0]))
+            results.append(state.best(positions, state.rows(positions) @ query, k))
+        return results
+
+    def size(self) -> dict[str, float]:
+        """Returns bytes by part and by document.
+
+        Returns:
+            "documents"; "vectors", "faiss" and "ids" in bytes; "bytes per document" of all of them.
+        """
+        files = {"vectors": f"*.{VECTORS}.npy", "faiss": FAISS_FILE, "ids": "doc*.json"}
+        sizes = {
+            name: float(sum(file.stat().st_size for file in self._state.folder.glob(pattern)))
+            for name, pattern in files.items()
+        }
+        total = sum(sizes.values()) / max(len(self), 1)
+        return {"documents": len(self), **sizes, "bytes per document": total}
+
+    @classmethod
+    def load(cls, description: Mapping[str, Any], folder: Path) -> VectorState:
+        """Opens a snapshot; vectors are mapped, and a FAISS index is read."""
+        chunks = load_chunks(folder, description["chunks"], (VECTORS, SERIALS))
+        index = read_faiss(folder) if description["factory"] else None
+        return VectorState(description, folder, chunks, index)
+
+    def checked(
+        self, documents: Iterable[IndexDocument], state: VectorState
+    ) -> Iterator[IndexEntry]:
+        """Yields documents whose vectors fit, of length 1 for "cosine"."""
+        return _entries(documents, state.description["dim"], state.description["similarity"])
+
+    def encoded(
+        self,
+        entries: Iterable[IndexEntry],
+        state: VectorState,
+        folder: Path,
+        numbers: Iterator[int],
+    ) -> Iterator[Chunk]:
+        """Writes documents in chunks."""
+        return _encoded(entries, folder, numbers, state.description["serials"])
+
+    def finish(self, folder: Path, chunks: Sequence[Chunk], state: VectorState) -> dict[str, Any]:
+        """Adds what is new to the FAISS index, or builds it anew if much of it is gone."""
+        names = ("similarity", "dim", "factory", "parameters", "serials")
+        details = {name: state.description[name] for name in names}
+        before, last = details["serials"], [int(chunk.arrays[SERIALS].max()) for chunk in chunks]
+        details["serials"] = max([before, *(serial + 1 for serial in last)])
+        if not details["factory"]:
+            return details
+        alive = sum(chunk.rows for chunk in chunks)
+        if alive and alive < (1 - DEAD_SHARE) * details["serials"]:
+            details["serials"] = _renumber(folder, chunks)
+            index = read_faiss(state.folder)
+            index.reset()  # it keeps what it has learnt, for which the rest may be too few
+            for chunk in chunks:
+                index.add(np.ascontiguousarray(chunk.arrays[VECTORS]))
+            save_faiss(index, folder)
+        elif details["serials"] == before:
+            link_file(state.folder / FAISS_FILE, folder / FAISS_FILE)
+        else:
+            index = read_faiss(state.folder)
+            for chunk in chunks:
+                new = chunk.arrays[SERIALS] >= before
+                if new.any():
+                    index.add(np.ascontiguousarray(chunk.arrays[VECTORS][new]))
+            save_faiss(index, folder)
+        return details
+
+    @property
+    def chunk_limit(self) -> int:
+        """Returns the vectors of a chunk, at most."""
+        return CHUNK_ROWS
+
+
+def _check_vectors(
+    where: str, vectors: np.ndarray, dim: int | None, similarity: str, ndim: int = 1
+) -> Float[np.ndarray, "..."]:
+    """Returns a vector, or a matrix of them, in float32, of length 1 for "cosine"."""
+    if vectors.ndim != ndim or vectors.dtype.kind not in "fV":  # V: bfloat16
+        shape = f"{vectors.dtype} {list(vectors.shape)}"
+        form = "[D]" if ndim == 1 else "[Q, D]"
+        raise InputError(f"{where}: expected floating-point numbers {form}, found {shape}")
+    if dim is not None and vectors.shape[-1] != dim:
+        raise InputError(f"{where}: of {vectors.shape[-1]} dimensions, the index has {dim}")
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{where}: a number that is not finite")
+    if similarity == "dot":
+        return vectors
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if ndim == 1 and not norms.all():
+        raise InputError(f"{where}: a zero vector has no cosine")
+    return vectors / np.maximum(norms, 1e-12)
+
+
+def _entries(
+    documents: Iterable[IndexDocument], dim: int | None, similarity: str
+) -> Iterator[IndexEntry]:
+    for name, vector, *texts in documents:
+        array = _check_vectors(f"document {name!r}", np.asarray(vector), dim, similarity)
+        dim = len(array)
+        yield IndexEntry(name, array[None], hash_of(texts[0]) if texts else "")
+
+
+def _encoded(
+    entries: Iterable[IndexEntry], folder: Path, numbers: Iterator[int], first_serial: int
+) -> Iterator[Chunk]:
+    serials = itertools.count(first_serial)
+
+    def encode(vectors: np.ndarray) -> dict[str, np.ndarray]:
+        own = np.fromiter(itertools.islice(serials, len(vectors)), np.int64, len(vectors))
+        return {VECTORS: vectors, SERIALS: own}
+
+    return encode_chunks(entries, encode, folder, numbers, CHUNK_ROWS)
+
+
+def _exact(
+    state: VectorState, queries: np.ndarray, k: int, mask: np.ndarray | None
+) -> list[dict[str, float]]:
+    """Searches all vectors, or the marked ones."""
+    from embed_jax.retrieval.topk import top_k
+
+    size = len(state.ids) if mask is None else int(mask.sum())
+    every = np.arange(size) if mask is None else np.flatnonzero(mask)
+    count = min(k + 1, size)
+    while True:
+        scores, rows = top_k(queries, state.blocks(mask), count)
+        # The order of equal scores is the ids', so all that equal the last one are needed.
+        if count == size or (scores[:, -1] < scores[:, k - 1]).all():
+            break
+        count = min(2 * count, size)
+    return [state.best(every[row], values, k) for values, row in zip(scores, rows, strict=True)]
+
+
+def _renumber(folder: Path, chunks: Sequence[Chunk]) -> int:
+    """Gives the vectors of a new snapshot serials from 0 on; returns how many there are."""
+    first = 0
+    for chunk in chunks:
+        file = folder / f"{chunk.number}.{SERIALS}.npy"
+        beside = file.with_name("serials.npy")
+        np.save(beside, np.arange(first, first + chunk.rows))
+        os.replace(beside, file)  # the file itself may be the old snapshot's too
+        first += chunk.rows
+    return first
