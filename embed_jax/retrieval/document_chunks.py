@@ -88,9 +88,9 @@ class Chunk:
         """Puts the chunk into a snapshot, where it gets another number."""
         for name in self.names:
             link_file(self.folder / f"{self.number}.{name}.npy", folder / f"{number}.{name}.npy")
-        write_json(folder / f"doclens.{number}.json", self.lengths.tolist())
+        write_index_json(folder / f"doclens.{number}.json", self.lengths.tolist())
         names = {"ids": list(self.ids), "text_hashes": list(self.hashes)}
-        write_json(folder / f"documents.{number}.json", names)
+        write_index_json(folder / f"documents.{number}.json", names)
         return dataclasses.replace(self, folder=folder, number=number)
 
     def take(self, keep: Bool[np.ndarray, " n"], folder: Path, number: int) -> Chunk:
@@ -221,8 +221,8 @@ def load_chunks(folder: Path, count: int, names: Sequence[str]) -> list[Chunk]:
     """
     chunks = []
     for number in range(count):
-        members = read_json(folder / f"documents.{number}.json")
-        lengths = np.array(read_json(folder / f"doclens.{number}.json"), np.int64)
+        members = read_index_json(folder / f"documents.{number}.json")
+        lengths = np.array(read_index_json(folder / f"doclens.{number}.json"), np.int64)
         chunk = Chunk(folder, number, names, members["ids"], members["text_hashes"], lengths)
         # Mapped now: a writer may remove the files, which stay readable where they are mapped.
         rows = {chunk.rows, *map(len, chunk.arrays.values())}
@@ -247,12 +247,12 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise InputError(f"{path}: damaged: {error}") from None
 
 
-def write_json(path: Path, content: object) -> None:
+def write_index_json(path: Path, content: object) -> None:
     """Writes a file of a snapshot, which nobody reads yet."""
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def read_index_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:

@@ -28,8 +28,9 @@ from embed_jax.snapshots import Snapshots
 FORMAT = "embed-jax index 1"
 PARTS = "parts"  # a folder of a snapshot that is being written
 
-Vectors = Float[Any, "..."]  # of NumPy or JAX: importing JAX would take longer than a small write
-IndexDocument = tuple[str, Vectors] | tuple[str, Vectors, str]
+# Of NumPy or JAX: importing JAX would take longer than a small write.
+IndexVectors = Float[Any, "..."]
+IndexDocument = tuple[str, IndexVectors] | tuple[str, IndexVectors, str]
 """The id, the embedding or the token embeddings, and perhaps the text of a document."""
 ShowProgress = Callable[[str, int], None]
 """Gets a stage, and how many documents passed it since it was called last."""
@@ -228,7 +229,7 @@ class DocumentIndex(abc.ABC):
             chunks = [*_without(gone, state.chunks, parts, numbers), *new]
             placed = place_chunks(merge_small(chunks, parts, numbers, self.chunk_limit), folder)
             details = self.finish(folder, placed, state)
-            description |= describe(self.kind, self.identity, placed, details)
+            description |= describe_index(self.kind, self.identity, placed, details)
         self._state = self._snapshots.read(self._load)
 
 
@@ -259,7 +260,7 @@ def place_chunks(chunks: Iterable[Chunk], folder: Path) -> list[Chunk]:
     return [chunk.place(folder, number) for number, chunk in enumerate(chunks)]
 
 
-def describe(
+def describe_index(
     kind: str, identity: Mapping[str, Any], chunks: Sequence[Chunk], details: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the description of an index.

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument, Vectors
+from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument, IndexVectors
 from embed_jax.retrieval.multi_vector import MultiVectorIndex, build_multi_vector
 from embed_jax.retrieval.vector_index import VectorIndex, build_vector_index
 from embed_jax.snapshots import Snapshots
@@ -38,7 +38,7 @@ class Index(Protocol):
     def __contains__(self, document: str) -> bool: ...
 
     def search(
-        self, queries: Sequence[Vectors], k: int, *, allowed: Collection[str] | None = None
+        self, queries: Sequence[IndexVectors], k: int, *, allowed: Collection[str] | None = None
     ) -> list[dict[str, float]]: ...
 
     def add(self, documents: Iterable[IndexDocument]) -> None: ...

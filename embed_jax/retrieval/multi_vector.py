@@ -36,12 +36,12 @@ from embed_jax.retrieval.document_index import (
     DocumentIndex,
     IndexDocument,
     IndexState,
+    IndexVectors,
     ShowProgress,
-    Vectors,
     check_build,
     check_counts,
     counted,
-    describe,
+    describe_index,
     distinct,
     new_snapshot,
     no_progress,
@@ -106,7 +106,7 @@ def build_multi_vector(
             raise InputError("no documents: nothing to index")
         placed = place_chunks(chunks, folder)
         details = _finish(folder, placed, codec)
-        description |= describe(MultiVectorIndex.kind, identity, placed, details)
+        description |= describe_index(MultiVectorIndex.kind, identity, placed, details)
     return MultiVectorIndex(path, identity)
 
 
@@ -146,7 +146,7 @@ class MultiVectorIndex(DocumentIndex):
 
     def search(
         self,
-        queries: Sequence[Vectors],
+        queries: Sequence[IndexVectors],
         k: int,
         *,
         probes: int = 8,

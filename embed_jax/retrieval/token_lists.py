@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from embed_jax.retrieval.document_chunks import Chunk, write_json
+from embed_jax.retrieval.document_chunks import Chunk, write_index_json
 from embed_jax.retrieval.residual_codec import ResidualCodec
 
 CODES, RESIDUALS = "codes", "residuals"  # arrays of a chunk
@@ -65,11 +65,13 @@ def write_counts(chunks: Sequence[Chunk], codec: ResidualCodec, folder: Path) ->
     tokens = 0
     for number, chunk in enumerate(chunks):
         counts = {"num_documents": len(chunk.ids), "num_embeddings": chunk.rows}
-        write_json(folder / f"{number}.metadata.json", {**counts, "embedding_offset": tokens})
+        write_index_json(folder / f"{number}.metadata.json", {**counts, "embedding_offset": tokens})
         tokens += chunk.rows
     documents = sum(len(chunk.ids) for chunk in chunks)
     plan = {"nbits": codec.bits, "num_chunks": len(chunks)}
-    write_json(folder / "plan.json", plan)
+    write_index_json(folder / "plan.json", plan)
     counts = {"num_documents": documents, "num_embeddings": tokens}
     averages = {"avg_doclen": tokens / max(documents, 1), "num_partitions": len(codec.centroids)}
-    write_json(folder / "metadata.json", {**plan, **counts, **averages, "compress_only": False})
+    write_index_json(
+        folder / "metadata.json", {**plan, **counts, **averages, "compress_only": False}
+    )

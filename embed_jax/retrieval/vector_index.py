@@ -31,12 +31,12 @@ from embed_jax.retrieval.document_index import (
     DocumentIndex,
     IndexDocument,
     IndexState,
+    IndexVectors,
     ShowProgress,
-    Vectors,
     check_build,
     check_counts,
     counted,
-    describe,
+    describe_index,
     distinct,
     new_snapshot,
     no_progress,
@@ -108,7 +108,7 @@ def build_vector_index(
         if factory:
             blocks = [chunk.arrays[VECTORS] for chunk in placed]
             write_faiss(folder, blocks, details["dim"], factory, parameters)
-        description |= describe(VectorIndex.kind, identity, placed, details)
+        description |= describe_index(VectorIndex.kind, identity, placed, details)
     return VectorIndex(path, identity)
 
 
@@ -158,7 +158,7 @@ class VectorIndex(DocumentIndex):
 
     def search(
         self,
-        queries: Sequence[Vectors] | Vectors,
+        queries: Sequence[IndexVectors] | IndexVectors,
         k: int,
         *,
         candidates: int = 128,
