@@ -4,8 +4,8 @@
 #   bash scripts/reranking_table.sh DATA runs/reranking_table [wikiqa] [scifact] [nfcorpus]
 # DATA has wikiqa_rerank, scifact and nfcorpus_filtered. Every step is skipped where its result is there, or resumes: of
 # more QUERIES or a larger DEPTH only new pairs are scored. Variables: LISTS, training lists of a data set; LENGTH, tokens
-# of a pair; QUERIES, the size of a test sample; DEPTH, at most 100, that is reranked; STAGES, the searches; PYTHON, the interpreter; MORE, options
-# of every training.
+# of a pair; QUERIES, the size of a test sample; DEPTH, at most 100, that is reranked; STAGES, the searches; PYTHON, the
+# interpreter; MORE, options of every training, such as --config.model.name=runs/reranking_table/wikiqa/lambda/model.
 set -euo pipefail
 data=$1 out=$2
 shift 2
@@ -33,7 +33,7 @@ for name in ${sets[*]}; do
     # 1. Training lists: a sample of relevant pairs, each with seven passages that a search finds instead.
     [ -e "$at/mined.jsonl" ] || "$python" -m scripts.mine --beir "$task" --split "$split" --strategy bm25,dense \
         --model "$minilm" --number 7 --rank-max 50 --sampling random --output "$at/mined.jsonl"
-    shuf -n "$lists" --random-source="$at/mined.jsonl" "$at/mined.jsonl" > "$at/lists.jsonl"
+    [ -e "$at/lists.jsonl" ] || shuf -n "$lists" --random-source="$at/mined.jsonl" "$at/mined.jsonl" > "$at/lists.jsonl"
 
     # 2. Rerankers; the first is the teacher of the third.
     train "$name" bce "" "$at/lists.jsonl"
@@ -53,10 +53,11 @@ for name in ${sets[*]}; do
 
     # 4. Scores of the union of the shortlists, once for each reranker, and what each makes of each shortlist.
     scores=()
-    for model in bce lambda distilled; do
+    for reranker in BCE=bce LambdaLoss=lambda distilled=distilled; do
+        model=${reranker#*=}
         "$python" -m scripts.annotate --beir "$task" --split test "${runs[@]}" --depth "$depth" \
             --model "$at/$model/model" --activation identity --scores-only --output "$at/scores.$model.jsonl"
-        scores+=(--scores "$model=$at/scores.$model.jsonl" --model "$model=$at/$model/model")
+        scores+=(--scores "${reranker%%=*}=$at/scores.$model.jsonl" --model "${reranker%%=*}=$at/$model/model")
     done
     "$python" -m scripts.rerank compare --data "$task" "${named[@]}" --depth "$depth" "${scores[@]}" \
         --output "$out/$name.json"

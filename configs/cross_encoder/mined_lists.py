@@ -7,7 +7,8 @@
 `scripts/reranking_table.sh` makes it of WikiQA, SciFact or NFCorpus, and trains with each of three
 losses: binary cross entropy, LambdaLoss (`mined_lists.py:lambda_rank`), and MarginMSE on the scores
 of another cross-encoder (`mined_lists.py:distilled`). Batches are small, since a few hundred lists
-need many steps. `mined_lists.py:small` is ten steps of short texts.
+need many steps; positives weigh as much as all negatives, since else the first hundred steps teach
+little but their share. `mined_lists.py:small` is ten steps of short texts.
 
 Paper: none has this setting.
 Expected: no published number.
@@ -23,7 +24,7 @@ def get_config(cut: str = "") -> Experiment:
     config.data.train = "lists.jsonl"
     config.data.max_length = 128
     config.batch.size = 4
-    config.loss.name = "binary_cross_entropy"
+    config.loss.name = "binary_cross_entropy(pos_weight=7)"
     config.optim.learning_rate = 1e-4
     config.optim.schedule = "linear"
     config.optim.warmup = 0.1
