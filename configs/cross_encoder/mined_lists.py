@@ -12,7 +12,9 @@ little but their share. `mined_lists.py:small` is ten steps of short texts.
 
 Paper: none has this setting.
 Expected: no published number.
-Measured: not yet.
+Measured: WikiQA, nDCG@10 of BM25's first 30 sentences, 300 lists of 96 tokens: BM25 0.385, without
+    a weight of positives 0.427, with it 0.468, LambdaLoss 0.514; of all-MiniLM-L6-v2's, which is
+    0.726 itself, 0.434, 0.557, 0.633; see experiments/results/cross_encoder.
 """
 
 from embed_jax.config import Experiment
