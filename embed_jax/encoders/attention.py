@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.layers import MaskPositions, dropout
+from embed_jax.encoders.layers import MaskPositions, Queries, dropout
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.types import AnyArray
@@ -53,18 +53,18 @@ def sentence_bias(
 
 
 def attention(
-    query: Float[Array, "R T H d"],
+    query: Float[Array, "*Q H d"],
     key: Float[Array, "R T G d"],
     value: Float[Array, "R T G d"],
     bias: Float[Array, "R K T T"],
+    queries: Queries | None = None,
     *,
     scale: float | None = None,
     softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
-    dropout_places: MaskPositions | None = None,
     implementation: str = "auto",
-) -> Float[Array, "R T H d"]:
+) -> Float[Array, "*Q H d"]:
     """Computes softmax(query key^T / sqrt(d) + bias) value (Vaswani et al. 2017, equation 1).
 
     Keys and values may have fewer heads G than the H of queries, if G divides H: each head then
@@ -76,23 +76,33 @@ def attention(
     [[1.0, 0.0], [0.0, 1.0]]
 
     Args:
-        query: the queries, of H heads of size d.
+        query: the queries, of H heads of size d: of all slots [R, T], or of one slot of each
+            sentence [S].
         key: the keys, of G heads.
         value: the values, of G heads.
         bias: float32, added to the scores: the mask, and a relative position bias where there is
             one; K is H or 1.
+        queries: the slots of the queries, and those that share a dropout mask; None: all slots,
+            each with its own mask.
         scale: the factor of the scores; None: 1 / sqrt(d).
         softcap: c > 0: scores s become c tanh(s / c) before the bias (Gemma 2, 2024, section 2).
         dropout_rate: the share of the softmax's weights that becomes 0.
         dropout_key: None means no dropout. The same key gives the same mask in every
             implementation.
-        dropout_places: the slots that share a dropout mask; None: every row and slot has its own.
         implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time;
             "cudnn": flash attention, for 16-bit inputs without dropout; "auto": blocks on CPU,
             cuDNN on a GPU where its restrictions allow it, else xla.
     """
     if dropout_rate == 0.0:
         dropout_key = None
+    places = None if queries is None else queries.places
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(unknown("attention", implementation, IMPLEMENTATIONS))
+    if queries is not None and queries.slots is not None:
+        key, value = (jnp.repeat(x, query.shape[1] // x.shape[2], axis=2) for x in (key, value))
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        query = query * jnp.asarray(scale, query.dtype)
+        return _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_key)
     if implementation == "auto":
         backend = jax.default_backend()
         flash = (
@@ -110,15 +120,13 @@ def attention(
         return jax.nn.dot_product_attention(
             query, key, value, mask, scale=scale, implementation="cudnn"
         )
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(unknown("attention", implementation, IMPLEMENTATIONS))
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     query = query * jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     body = _blocks if implementation == "blocks" else _products
-    return body(
-        query, key, value, bias, softcap, dropout_places, dropout_rate, dropout_key
-    ).transpose(0, 2, 1, 3)
+    return body(query, key, value, bias, softcap, places, dropout_rate, dropout_key).transpose(
+        0, 2, 1, 3
+    )
 
 
 def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start=0):
@@ -174,3 +182,51 @@ def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
         lambda x: x.reshape(rows // block, block, *x.shape[1:]), (query, key, value, bias, places)
     )
     return lax.map(attend_block, (jnp.arange(rows // block), cut)).reshape(query.shape)
+
+
+def _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_key):
+    """Computes the attention of one query of each sentence, in work linear in the slots.
+
+    Each slot is multiplied with its sentence's query. Sums over a sentence go from its first token
+    to its last, so that they do not depend on where in a row it lies.
+    """
+    _, slots, heads, _ = key.shape
+    sentence, count = queries.sentence, query.shape[0]
+
+    def spread(x):  # [S, ...] -> [R, T, ...], of each slot's sentence; any at padding
+        return x[jnp.minimum(sentence, count - 1)]
+
+    column = spread(queries.slots % slots)
+    scores = jnp.sum(spread(query).astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    own_bias = jnp.take_along_axis(bias, column[:, None, None, :], axis=2)[:, :, 0]
+    scores = scores + own_bias.transpose(0, 2, 1)
+    highest = jax.ops.segment_max(
+        lax.stop_gradient(scores).reshape(-1, heads), sentence.reshape(-1), count + 1
+    )
+    weights = jnp.exp(scores - highest[sentence])
+
+    def sums(x: Float[Array, "R T *x"]) -> Float[Array, "S *x"]:
+        return jax.ops.segment_sum(x.reshape(-1, *x.shape[2:]), sentence.reshape(-1), count + 1)[
+            :-1
+        ]
+
+    total = sums(weights)
+    if dropout_key is not None:
+        start = _one_query_starts(queries, column, heads)
+        weights = dropout(weights, dropout_rate, dropout_key, start)
+    weights = weights.astype(value.dtype).astype(jnp.float32)
+    mixed = sums(weights[..., None] * value) / jnp.where(total > 0, total, 1.0)[..., None]
+    return mixed.astype(value.dtype)
+
+
+def _one_query_starts(queries, column, heads):
+    """Returns the index in the whole mask of the weight of each slot and head `[R, T, H]`."""
+    rows, slots = queries.sentence.shape
+    row, asking, seen = jnp.arange(rows)[:, None], column, jnp.arange(slots)
+    if queries.places is not None:
+        row, seen = queries.places.example, queries.places.position
+        asking = jnp.take_along_axis(seen, column, axis=1)
+    row, asking, seen = (x[..., None] for x in (row, asking, seen))
+    return ((row * heads + jnp.arange(heads)) * slots + asking) * slots + seen

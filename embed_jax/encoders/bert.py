@@ -20,7 +20,7 @@ from embed_jax.encoders.family import Family, read_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
     Linear,
-    MaskPositions,
+    Queries,
     activation,
     dropout,
     take_rows,
@@ -103,15 +103,17 @@ class Bert(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are of the dtype `self.dtype`.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
-        places = self.places(tokens, key)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        queries = self.queries(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(
+            tokens, embeddings_key, queries[0]
+        )
         bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
         if config.relative_buckets:
             table = self.param(
@@ -120,7 +122,7 @@ class Bert(Stack):
                 (config.relative_buckets, config.num_heads),
             )
             bias = bias + relative_bias(table, tokens.position)
-        return self.scan(Layer, hidden, layer_keys, bias, places, every_layer=every_layer)
+        return self.scan(Layer, hidden, layer_keys, queries, bias, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -131,7 +133,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, queries: Queries
     ) -> Float[Array, "R T D"]:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
@@ -145,7 +147,7 @@ class Embeddings(nn.Module):
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
         x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
-        x = dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
+        x = dropout(x, config.hidden_dropout, key, queries.starts(width))
         if width != config.hidden_size:
             x = Linear(config.hidden_size, self.dtype, config.initializer_range, name="project")(x)
         return x
@@ -164,12 +166,12 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
+        queries: Queries,
         bias: Float[Array, "R K T T"],
-        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        start = 0 if places is None else places.starts(config.hidden_size)
+        start = queries.starts(config.hidden_size)
 
         def linear(features: int, name: str) -> Linear:
             return Linear(features, self.dtype, config.initializer_range, name=name)
@@ -177,18 +179,21 @@ class Layer(nn.Module):
         def norm(name: str) -> LayerNormalization:
             return LayerNormalization(config.layer_norm_eps, self.dtype, name=name)
 
-        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
-        query, key_, value = (
-            linear(config.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value")
+        def split_heads(x: Float[Array, "*B D"]) -> Float[Array, "*B H d"]:
+            return x.reshape(*x.shape[:-1], config.num_heads, -1)
+
+        key_, value = (
+            split_heads(linear(config.hidden_size, name)(x)) for name in ("key", "value")
         )
+        x = queries.take(x)
         mixed = attention(
-            query,
+            split_heads(linear(config.hidden_size, "query")(x)),
             key_,
             value,
             bias,
+            queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation=self.attention,
         )
         mixed = linear(config.hidden_size, "output")(mixed.reshape(x.shape))

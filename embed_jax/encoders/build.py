@@ -16,7 +16,14 @@ from embed_jax.encoders.int8 import dequantize_params, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import init_lora, make_adapter_interceptor
-from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool, separate
+from embed_jax.encoders.pooling import (
+    check_pooling,
+    needs_every_layer,
+    needs_one_slot,
+    pool,
+    pooled_slots,
+    separate,
+)
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
 from embed_jax.encoders.weighted_layers import WeightedLayers
@@ -126,20 +133,33 @@ def build_encoder(
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
-    def module(training: bool, read=None):
+    def layers_per_iteration(training: bool, read) -> int:
         # The memory of a layer that is gathered from shards is to be free before the next one.
-        loop = (
-            config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
-        )
+        whole = training and read is None and jax.default_backend() == "cpu"
+        return unroll or (config.num_layers if whole else 1)
+
+    def module(training: bool, read=None, **options):
         return family.module(
             config,
             dtype=jnp.dtype(compute_dtype),
             remat=remat,
             attention=attention,
-            unroll=unroll or loop,
+            unroll=layers_per_iteration(training, read),
             read=read,
             **shared,
+            **options,
         )
+
+    one_slot = needs_one_slot(spec.pooling) and spec.token_head is None and config.num_layers > 0
+
+    def reads_one_slot(training: bool, read) -> bool:
+        """Tells whether the last layer is computed for the pooled slots only.
+
+        On CPU, where sums over segments have a fixed order; and in training if layers are unrolled,
+        since a loop over all but the last would copy their parameters.
+        """
+        unrolled = layers_per_iteration(training, read) >= config.num_layers
+        return one_slot and jax.default_backend() == "cpu" and (unrolled or not training)
 
     def init(key: PRNGKeyArray) -> Params:
         backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
@@ -166,12 +186,14 @@ def build_encoder(
         every_layer: bool = False,
         # The embeddings' too, and without a final norm except for the last layer's
         all_states: bool = False,
-    ) -> Float[Array, "*L R T H"]:
+        **options,
+    ) -> Float[Array, "*Q D"]:
         backbone = params["backbone"]
         if has_int8(backbone):
             read = _dequantize_on_read(read, compute_dtype)
         run = functools.partial(
-            module(key is not None, read).apply, mutable=[BEFORE_LAST] if all_states else False
+            module(key is not None, read, **options).apply,
+            mutable=[BEFORE_LAST] if all_states else False,
         )
         if spec.lora is None:
             output = run({"params": backbone}, tokens, key, every_layer)
@@ -193,6 +215,12 @@ def build_encoder(
     def apply(
         params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
     ) -> Float[Array, "S D"]:
+        if reads_one_slot(key is not None, read):
+            vectors = states(params, tokens, key, read, pooling=spec.pooling)
+            present = pooled_slots(spec.pooling, tokens) >= 0
+            return apply_heads(
+                params, jnp.where(present[:, None], vectors, 0).astype(jnp.float32), key
+            )
         every = states(params, tokens, key, read, every_layer or weighted, weighted)
         return finish(params, every, tokens, key)
 
@@ -202,12 +230,18 @@ def build_encoder(
         if spec.token_head is not None:
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
         x = pool(spec.pooling, x, tokens) if spec.pooling else x.astype(jnp.float32)
-        for i, head in enumerate(spec.heads):
-            own_key = None if key is None else jax.random.fold_in(key, HEADS_KEY + i)
-            x = head.apply(params["heads"].get(str(i), {}), x, own_key)
+        x = apply_heads(params, x, key)
         if spec.pooling:
             return x
         return separate(x, tokens, vectors_per_text) if vectors_per_text else x.reshape(-1, dim)
+
+    def apply_heads(
+        params: Params, x: Float[Array, "*B E"], key: PRNGKeyArray | None
+    ) -> Float[Array, "*B D"]:
+        for i, head in enumerate(spec.heads):
+            own_key = None if key is None else jax.random.fold_in(key, HEADS_KEY + i)
+            x = head.apply(params["heads"].get(str(i), {}), x, own_key)
+        return x
 
     def by_layer(
         params: Params,

@@ -22,7 +22,7 @@ from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
     Linear,
-    MaskPositions,
+    Queries,
     activation,
     dropout,
     take_rows,
@@ -121,15 +121,17 @@ class Deberta(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are of the dtype `self.dtype`.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
-        places = self.places(tokens, key)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        queries = self.queries(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(
+            tokens, embeddings_key, queries[0]
+        )
         init, table_rows = nn.initializers.normal(config.initializer_range), config.distance_rows
         distances = self.param("distances", init, (table_rows, config.hidden_size))
         if config.norm_distances:
@@ -144,8 +146,8 @@ class Deberta(Stack):
             bool(config.position_buckets),
         )
         bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
-        shared = bias, distances[start:stop], rows, places
-        return self.scan(Layer, hidden, layer_keys, *shared, every_layer=every_layer)
+        shared = bias, distances[start:stop], rows
+        return self.scan(Layer, hidden, layer_keys, queries, *shared, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -156,7 +158,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, queries: Queries
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
@@ -168,7 +170,7 @@ class Embeddings(nn.Module):
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
         x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
-        return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
+        return dropout(x, config.hidden_dropout, key, queries.starts(width))
 
 
 class Layer(nn.Module):
@@ -184,14 +186,14 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
+        queries: Queries,
         bias: Float[Array, "R 1 T T"],
         distances: Float[Array, "P D"],
         rows: DistanceRows,
-        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        start = 0 if places is None else places.starts(config.hidden_size)
+        start = queries.starts(config.hidden_size)
         linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range)
         norm = functools.partial(LayerNormalization, config.layer_norm_eps, self.dtype)
 
@@ -217,6 +219,7 @@ class Layer(nn.Module):
             table = project_distances("distance_query", "query")
             products = multiply_by_distance(key_ * scale, table[rows.forward])
             bias = bias + products.transpose(0, 1, 3, 2)
+        x, query = queries.take((x, query))  # the bias needs the queries of all slots
         # Flash attention would round the products with distances to 16 bits.
         plain = self.attention == "auto" and jax.default_backend() == "gpu"
         mixed = attention(
@@ -224,10 +227,10 @@ class Layer(nn.Module):
             key_,
             value,
             bias,
+            queries,
             scale=scale,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation="xla" if plain else self.attention,
         )
         mixed = linear(config.hidden_size, name="output")(mixed.reshape(x.shape))

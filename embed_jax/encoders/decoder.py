@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.layers import (
     Linear,
-    MaskPositions,
+    Queries,
     RMSNorm,
     Rotation,
     activation,
@@ -137,7 +137,7 @@ class Decoder(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are normalised, and of the dtype `self.dtype`.
@@ -152,9 +152,9 @@ class Decoder(Stack):
         else:
             numbers = jnp.asarray([kinds.index(kind) for kind in config.kinds])
             view = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
-        places = self.places(tokens, key)
+        queries = self.queries(tokens, key)
         hidden = self.scan(
-            Layer, hidden, (layer_keys, numbers), view, places, every_layer=every_layer
+            Layer, hidden, (layer_keys, numbers), queries, view, every_layer=every_layer
         )
         return _norm(config, self.dtype)(name="norm")(hidden)
 
@@ -209,15 +209,15 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         own: tuple[PRNGKeyArray | None, Int[Array, ""] | None],
+        queries: Queries,
         view: View,
-        places: MaskPositions | None = None,
     ):
         config = self.config
         key, number = own
         if number is not None:
             view = jax.tree.map(lambda leaf: leaf[number], view)
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        start = 0 if places is None else places.starts(config.hidden_size)
+        start = queries.starts(config.hidden_size)
         linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range)
         norm = _norm(config, self.dtype)
 
@@ -227,28 +227,26 @@ class Layer(nn.Module):
             return x + dropout(branch, config.hidden_dropout, key, start)
 
         inner = norm(name="attention_norm")(x)
-        query, key_, value = (
-            linear(heads * config.head_size, use_bias=config.qkv_bias, name=name)(inner).reshape(
-                *x.shape[:-1], heads, config.head_size
-            )
-            for name, heads in (
-                ("query", config.num_heads),
-                ("key", config.num_kv_heads),
-                ("value", config.num_kv_heads),
-            )
-        )
+
+        def project(name: str, inner: Float[Array, "*B D"], heads: int) -> Float[Array, "*B H d"]:
+            module = linear(heads * config.head_size, use_bias=config.qkv_bias, name=name)
+            return module(inner).reshape(*inner.shape[:-1], heads, config.head_size)
+
+        key_, value = (project(name, inner, config.num_kv_heads) for name in ("key", "value"))
+        x, inner = queries.take((x, inner))
+        query = project("query", inner, config.num_heads)
         if config.qk_norm:
             query, key_ = norm(name="query_norm")(query), norm(name="key_norm")(key_)
         mixed = attention(
-            rotate(query, view.turns),
+            rotate(query, queries.take(view.turns)),
             rotate(key_, view.turns),
             value,
             view.bias,
+            queries,
             scale=None if config.query_scalar is None else config.query_scalar**-0.5,
             softcap=config.softcap or 0.0,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation=self.attention,
         ).reshape(*x.shape[:-1], -1)
         mixed = linear(config.hidden_size, use_bias=config.output_bias, name="output")(mixed)

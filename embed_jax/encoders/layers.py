@@ -148,11 +148,11 @@ def type_vectors(
 class Rotation(struct.PyTreeNode):
     """Cosine and sine, float32, of the angles by which rotary positions turn queries and keys."""
 
-    cos: Float[Array, "R T h"]
-    sin: Float[Array, "R T h"]
+    cos: Float[Array, "*B h"]
+    sin: Float[Array, "*B h"]
 
 
-def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
+def rotate(x: Float[AnyArray, "*B H d"], by: Rotation) -> Float[Array, "*B H d"]:
     """Turns the pairs (x_i, x_{i + d/2}) by a token's angles.
 
     Products of queries and keys then depend on the tokens' distance only. The two numbers of a pair
@@ -164,7 +164,7 @@ def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d
     [[[[0.0, 1.0]]]]
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
+    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x.dtype)
@@ -192,6 +192,35 @@ class MaskPositions(struct.PyTreeNode):
     def starts(self, size: int) -> Int[AnyArray, "R T"]:
         """Returns the index in the mask of the first of each slot's `size` numbers."""
         return (self.example * self.example.shape[-1] + self.position) * size
+
+
+class Queries(struct.PyTreeNode):
+    """The slots whose next states a layer computes: all of them, or one of each sentence.
+
+    A layer takes queries, residuals and dropout masks from here, and computes keys and values of
+    all slots. The states of one slot are the same as if all were computed, dropout included.
+
+    Attributes:
+        sentence: the sentence of each slot, S at padding.
+        places: the positions by which slots share dropout masks; None: every slot has its own.
+        slots: the slot of each sentence, counted through all rows; None: all slots.
+    """
+
+    sentence: Int[AnyArray, "R T"]
+    places: MaskPositions | None = None
+    slots: Int[Array, " S"] | None = None
+
+    def take(self, x: Any) -> Any:
+        """Returns the chosen slots `[S, ...]` of the leaves `[R, T, ...]`, or all as they are."""
+        if self.slots is None:
+            return x
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[self.slots], x)
+
+    def starts(self, size: int) -> int | Int[AnyArray, "*B"]:
+        """Returns the index in a dropout mask of the first of each slot's `size` numbers."""
+        if self.places is not None:
+            return self.take(self.places.starts(size))
+        return 0 if self.slots is None else self.slots * size
 
 
 def dropout(

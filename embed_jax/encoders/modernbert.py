@@ -21,7 +21,7 @@ from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
     Linear,
-    MaskPositions,
+    Queries,
     activation,
     dropout,
     rotate,
@@ -119,7 +119,7 @@ class ModernBert(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are of the dtype `self.dtype`. The final norm is applied to each layer's states, as if
@@ -127,13 +127,15 @@ class ModernBert(Stack):
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
-        places = self.places(tokens, key)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        queries = self.queries(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(
+            tokens, embeddings_key, queries[0]
+        )
         views = [_view(config, kind, tokens) for kind in (FULL, SLIDING)]
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
         numbers = jnp.asarray([(FULL, SLIDING).index(kind) for kind in config.layer_types])
         each = layer_keys, numbers, jnp.arange(config.num_layers) == 0
-        hidden = self.scan(Layer, hidden, each, both, places, every_layer=every_layer)
+        hidden = self.scan(Layer, hidden, each, queries, both, every_layer=every_layer)
         return LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
             hidden
         )
@@ -161,7 +163,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, queries: Queries
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
@@ -169,9 +171,7 @@ class Embeddings(nn.Module):
         x = LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
             take_rows(token, tokens.token_ids)
         )
-        return dropout(
-            x, config.embedding_dropout, key, 0 if places is None else places.starts(width)
-        )
+        return dropout(x, config.embedding_dropout, key, queries.starts(width))
 
 
 class Layer(nn.Module):
@@ -192,16 +192,15 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         own: tuple[PRNGKeyArray | None, Int[Array, ""], Bool[Array, ""]],
+        queries: Queries,
         views: View,
-        places: MaskPositions | None = None,
     ):
         config = self.config
         key, kind, first = own
         view = jax.tree.map(lambda leaf: leaf[kind], views)
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         start, inner_start = (
-            0 if places is None else places.starts(size)
-            for size in (config.hidden_size, config.intermediate_size)
+            queries.starts(size) for size in (config.hidden_size, config.intermediate_size)
         )
         linear = functools.partial(
             Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
@@ -213,20 +212,23 @@ class Layer(nn.Module):
             LayerNormalization, config.layer_norm_eps, self.dtype, use_bias=False
         )
 
+        def split_heads(x: Float[Array, "*B D"]) -> Float[Array, "*B H d"]:
+            return x.reshape(*x.shape[:-1], config.num_heads, -1)
+
         normed = jnp.where(first, x, norm(name="attention_norm")(x))
-        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
-        query, key_, value = (
-            linear(config.hidden_size, name=name)(normed).reshape(heads)
-            for name in ("query", "key", "value")
+        key_, value = (
+            split_heads(linear(config.hidden_size, name=name)(normed)) for name in ("key", "value")
         )
+        x, normed = queries.take((x, normed))
+        query = split_heads(linear(config.hidden_size, name="query")(normed))
         mixed = attention(
-            rotate(query, view.turns),
+            rotate(query, queries.take(view.turns)),
             rotate(key_, view.turns),
             value,
             view.bias,
+            queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation=self.attention,
         )
         mixed = last(config.hidden_size, name="output")(mixed.reshape(x.shape))

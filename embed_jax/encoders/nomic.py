@@ -19,7 +19,7 @@ from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
     Linear,
-    MaskPositions,
+    Queries,
     Rotation,
     activation,
     dropout,
@@ -92,18 +92,20 @@ class Nomic(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are of the dtype `self.dtype`.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
-        places = self.places(tokens, key)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        queries = self.queries(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(
+            tokens, embeddings_key, queries[0]
+        )
         bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
         turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, config.rope)
-        return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
+        return self.scan(Layer, hidden, layer_keys, queries, bias, turns, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -114,7 +116,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, queries: Queries
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
@@ -124,7 +126,7 @@ class Embeddings(nn.Module):
             # A single row is that of all tokens.
             x = x + type_vectors(types, tokens.segment if config.type_vocab_size > 1 else None)
         x = LayerNormalization(config.layer_norm_eps, self.dtype, name="norm")(x)
-        return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
+        return dropout(x, config.hidden_dropout, key, queries.starts(width))
 
 
 class Layer(nn.Module):
@@ -143,15 +145,14 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
+        queries: Queries,
         bias: Float[Array, "R K T T"],
         turns: Rotation,
-        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         start, inner_start = (
-            0 if places is None else places.starts(size)
-            for size in (config.hidden_size, config.intermediate_size)
+            queries.starts(size) for size in (config.hidden_size, config.intermediate_size)
         )
         plain = functools.partial(
             Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
@@ -159,18 +160,22 @@ class Layer(nn.Module):
         linear = functools.partial(plain, use_bias=config.use_bias)
         norm = functools.partial(LayerNormalization, config.layer_norm_eps, self.dtype)
 
-        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
-        query, key_, value = (
-            linear(config.hidden_size, name=n)(x).reshape(heads) for n in ("query", "key", "value")
+        def split_heads(x: Float[Array, "*B D"]) -> Float[Array, "*B H d"]:
+            return x.reshape(*x.shape[:-1], config.num_heads, -1)
+
+        key_, value = (
+            split_heads(linear(config.hidden_size, name=name)(x)) for name in ("key", "value")
         )
+        x = queries.take(x)
+        query = split_heads(linear(config.hidden_size, name="query")(x))
         mixed = attention(
-            rotate(query, turns),
+            rotate(query, queries.take(turns)),
             rotate(key_, turns),
             value,
             bias,
+            queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation=self.attention,
         )
         mixed = linear(config.hidden_size, name="output")(mixed.reshape(x.shape))

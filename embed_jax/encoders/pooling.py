@@ -67,6 +67,25 @@ def needs_every_layer(name: str) -> bool:
     return "first_last_mean" in name.split("+")
 
 
+def needs_one_slot(name: str) -> bool:
+    """Tells whether a pooling reads the state of a single slot of each sentence.
+
+    >>> needs_one_slot("cls"), needs_one_slot("cls+mean")
+    (True, False)
+    """
+    return name in RANKS
+
+
+def pooled_slots(name: str, tokens: TokenBatch) -> Int[Array, " S"]:
+    """Returns the slot that a pooling reads of each sentence; -1 if no token is pooled.
+
+    Args:
+        name: a pooling for which `needs_one_slot`.
+        tokens: the group.
+    """
+    return _slots(tokens, RANKS[name] * jnp.asarray(tokens.position))
+
+
 def _pooling(name: str):
     if name not in POOLINGS:
         raise InputError(unknown("pooling", name, POOLINGS))
@@ -93,12 +112,12 @@ def weighted_mean(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float
 
 def cls(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Returns the state of the first pooled token: [CLS], or the first after an unpooled prompt."""
-    return _take(hidden, _slots(tokens, -tokens.position))
+    return _take(hidden, pooled_slots("cls", tokens))
 
 
 def last_token(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Returns the state of the last pooled token."""
-    return _take(hidden, _slots(tokens, tokens.position))
+    return _take(hidden, pooled_slots("last_token", tokens))
 
 
 def maximum(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
@@ -170,6 +189,9 @@ def _slots(tokens: TokenBatch, rank: Int[AnyArray, "R T"]) -> Int[Array, " S"]:
     highest = jax.ops.segment_max(rank, segment, count)
     slot = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)
     return jax.ops.segment_max(slot, segment, count)[:-1]
+
+
+RANKS = {"cls": -1, "last_token": 1}  # poolings of one slot: the sign of its rank by position
 
 
 def _take(states: Float[AnyArray, "R T D"], slots: Int[Array, " S"]) -> Float[Array, "S D"]:

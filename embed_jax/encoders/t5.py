@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.bert import relative_bias
 from embed_jax.encoders.family import Family, check_switches, read_fields
-from embed_jax.encoders.layers import Linear, MaskPositions, RMSNorm, activation, dropout
+from embed_jax.encoders.layers import Linear, Queries, RMSNorm, activation, dropout
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -80,7 +80,7 @@ class T5(Stack):
     @nn.compact
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
-    ) -> Float[Array, "*L R T D"]:
+    ) -> Float[Array, "*Q D"]:
         """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         They are of the dtype `self.dtype`. The final norm is applied to each layer's states, as if
@@ -89,8 +89,8 @@ class T5(Stack):
         config = self.config
         outer_key, layer_keys = self.split(key)
         first_key, last_key = (None, None) if outer_key is None else jax.random.split(outer_key)
-        places = self.places(tokens, key)
-        start = 0 if places is None else places.starts(config.hidden_size)
+        queries = self.queries(tokens, key)
+        start, last_start = (some.starts(config.hidden_size) for some in queries)
 
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens.token_ids)
         hidden = dropout(hidden, config.hidden_dropout, first_key, start)
@@ -100,11 +100,11 @@ class T5(Stack):
         bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence) + relative_bias(
             table, tokens.position, config.relative_distance
         )
-        hidden = self.scan(Layer, hidden, layer_keys, bias, places, every_layer=every_layer)
+        hidden = self.scan(Layer, hidden, layer_keys, queries, bias, every_layer=every_layer)
         hidden = RMSNorm(config.layer_norm_eps, self.dtype, name="norm")(hidden)
 
-        def drop(x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
-            return dropout(x, config.hidden_dropout, last_key, start)
+        def drop(x: Float[Array, "*Q D"]) -> Float[Array, "*Q D"]:
+            return dropout(x, config.hidden_dropout, last_key, last_start)
 
         return jax.vmap(drop)(hidden) if every_layer else drop(hidden)
 
@@ -139,14 +139,13 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
+        queries: Queries,
         bias: Float[Array, "R H T T"],
-        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         start, inner_start = (
-            0 if places is None else places.starts(size)
-            for size in (config.hidden_size, config.intermediate_size)
+            queries.starts(size) for size in (config.hidden_size, config.intermediate_size)
         )
         width, hidden_size = config.num_heads * config.head_size, config.hidden_size
 
@@ -162,14 +161,17 @@ class Layer(nn.Module):
         def norm(name: str) -> RMSNorm:
             return RMSNorm(config.layer_norm_eps, self.dtype, name=name)
 
+        def split_heads(x: Float[Array, "*B W"]) -> Float[Array, "*B H d"]:
+            return x.reshape(*x.shape[:-1], config.num_heads, config.head_size)
+
         normed = norm("attention_norm")(x)
-        heads = (*x.shape[:-1], config.num_heads, config.head_size)
+        key_, value = (
+            split_heads(linear(width, hidden_size, name)(normed)) for name in ("key", "value")
+        )
+        x, normed = queries.take((x, normed))
         # The initial queries are small because scores are not divided by the square root of the
         # head's size.
-        query = linear(width, hidden_size * config.head_size, "query")(normed).reshape(heads)
-        key_, value = (
-            linear(width, hidden_size, name)(normed).reshape(heads) for name in ("key", "value")
-        )
+        query = split_heads(linear(width, hidden_size * config.head_size, "query")(normed))
         # Flash attention would round the bias by distance to 16 bits.
         plain = self.attention == "auto" and jax.default_backend() == "gpu"
         mixed = attention(
@@ -177,10 +179,10 @@ class Layer(nn.Module):
             key_,
             value,
             bias,
+            queries,
             scale=1.0,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            dropout_places=places,
             implementation="xla" if plain else self.attention,
         )
         mixed = linear(hidden_size, width, "output")(mixed.reshape(*x.shape[:-1], width))
