@@ -148,7 +148,7 @@ class Stack(nn.Module):
         The layers before it are a loop, as in `scan`, over the same stacked parameters.
         Dropout has the masks of `scan`, except for an adapter's, which draws others.
         """
-        stacked = {
+        stacked: dict[str, Any] = {
             name: self.get_variable(name, "layers")
             for name in ("params", ADAPTER)
             if self.has_variable(name, "layers")
