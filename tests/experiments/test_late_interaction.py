@@ -97,11 +97,10 @@ def test_what_is_refused_names_the_field(tiny_model):
         initial_late_interaction(override(settings(tiny_model, "x"), late__query_marker="[Q] "))
     with pytest.raises(InputError, match="config.model.pooling: not for late interaction"):
         initial_late_interaction(override(settings(tiny_model, "x"), model__pooling="cls"))
-    config = settings(tiny_model, "x")
-    model = initial_late_interaction(config)
+    model = initial_late_interaction(settings(tiny_model, "x"))
     for changes, field in (
         ({"loss__mlm": 0.1}, "config.loss.mlm"),
         ({"queue__size": 8}, "config.queue.size"),
     ):
         with pytest.raises(InputError, match=f"{field}: not for late interaction"):
-            late_objective(override(config, **changes), model)
+            late_objective(settings(tiny_model, "x", **changes), model)
