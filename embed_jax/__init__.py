@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from embed_jax.encoders.settings import EncodingSettings
     from embed_jax.encoders.token_settings import TokenSettings
     from embed_jax.late_interaction import LateInteractionEncoder
-    from embed_jax.routed import RoutedEncoder
+    from embed_jax.routed import AnyEncoder, RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
+    from embed_jax.sparse import SparseEncoder
     from embed_jax.train.finetune import finetune
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "LateInteractionEncoder",
     "RoutedEncoder",
     "SentenceEncoder",
+    "SparseEncoder",
     "TokenSettings",
     "finetune",
     "load",
@@ -48,6 +50,7 @@ LAZY = {
     "LateInteractionEncoder": "embed_jax.late_interaction:LateInteractionEncoder",
     "RoutedEncoder": "embed_jax.routed:RoutedEncoder",
     "SentenceEncoder": "embed_jax.sentence:SentenceEncoder",
+    "SparseEncoder": "embed_jax.sparse:SparseEncoder",
     "TokenSettings": "embed_jax.encoders.token_settings:TokenSettings",
     "finetune": "embed_jax.train.finetune:finetune",
     "load_cross_encoder": "embed_jax.cross_encoder:load_cross_encoder",
@@ -58,17 +61,16 @@ HINTS = {
     "SentenceTransformer": "embed_jax.load(name) gives a SentenceEncoder",
     "SentenceTransformerTrainer": "embed_jax.finetune trains a model, and python -m "
     "experiments.NAME",
-    "SparseEncoder": "embedding models and cross-encoders are supported",
 }
 
 
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder | LateInteractionEncoder:
+) -> AnyEncoder | LateInteractionEncoder:
     """Loads an embedding model; see `load_model` for cross-encoders too.
 
-    It is a SentenceEncoder, a RoutedEncoder where queries and documents have one each, or a
-    LateInteractionEncoder, which gives each token a vector.
+    It is a SentenceEncoder, a SparseEncoder for SPLADE, a RoutedEncoder where queries and documents
+    have one each, or a LateInteractionEncoder, which gives each token a vector.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the
@@ -101,11 +103,10 @@ def load_model(
 ) -> EmbeddingModel | CrossEncoder | LateInteractionEncoder:
     """Loads a model of any kind.
 
-    It is a SentenceEncoder, a RoutedEncoder, a LateInteractionEncoder or a CrossEncoder.
+    It is one of those that `load` gives, or a CrossEncoder.
 
     Its files, or its run's, say which. `isinstance(model, EmbeddingModel)` tells whether it has
-    one vector for each text, as the first two do; a LateInteractionEncoder and a CrossEncoder
-    have `score` and `rank`.
+    one vector for each text; a LateInteractionEncoder and a CrossEncoder have `score` and `rank`.
 
     Args:
         name: see `load`.

@@ -50,6 +50,13 @@ class Model:
         unset="all layers",
     )
     pooling: str = option("", "How token states become one embedding.", unset="the model's own")
+    sparse: str = option(
+        "",
+        'Embeddings are weights of the vocabulary\'s words (SPLADE): the largest, or the "sum", of '
+        'those of a text\'s tokens. With `query` "token_weights" those of queries are of a table.',
+        choices=("max", "sum"),
+        unset="the model's own kind",
+    )
     mlp: str = option(
         "",
         'SimCSE\'s tanh layer after the pooling: "kept", or "training", which drops it from the '

@@ -51,16 +51,16 @@ class EmbeddingModel(Protocol):
 
     # Called as `encode(texts, **options)`; each kind of model has its own options.
     @property
-    def encode(self) -> Callable[..., np.ndarray]: ...
+    def encode(self) -> Callable[..., Any]: ...
 
     @property
-    def encode_query(self) -> Callable[..., np.ndarray]: ...
+    def encode_query(self) -> Callable[..., Any]: ...
 
     @property
-    def encode_document(self) -> Callable[..., np.ndarray]: ...
+    def encode_document(self) -> Callable[..., Any]: ...
 
     @property
-    def encode_blocks(self) -> Callable[..., Iterator[np.ndarray]]: ...
+    def encode_blocks(self) -> Callable[..., Iterator[Any]]: ...
 
     def similarity(self, a: Any, b: Any) -> np.ndarray: ...
 
@@ -83,7 +83,7 @@ class TextEncoder:
     model: Any
     params: Any = None
 
-    def __call__(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+    def __call__(self, texts: Iterable[str], **options: Any) -> Any:
         """Returns embeddings of texts of no particular side.
 
         A model with routes gives them its default route.
@@ -92,11 +92,11 @@ class TextEncoder:
             options["params"] = self.params
         return self.model.encode(texts, **options)
 
-    def query(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+    def query(self, texts: Iterable[str], **options: Any) -> Any:
         """Returns embeddings of queries, without a prompt unless `options` have one."""
         return self(texts, **self._task("query"), **options)
 
-    def document(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+    def document(self, texts: Iterable[str], **options: Any) -> Any:
         """Returns embeddings of documents, without a prompt unless `options` have one."""
         return self(texts, **self._task("document"), **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from embed_jax.errors import InputError
@@ -10,15 +10,22 @@ from embed_jax.types import Params
 
 
 class EncodeOptions(TypedDict, total=False):
-    """Options of every way of encoding beside texts and prompt; see `SentenceEncoder.encode`."""
+    """Options of every way of encoding beside texts and prompt.
+
+    See `SentenceEncoder.encode` and `SparseEncoder.encode`, each of which takes some of them.
+    """
 
     dim: int
     layers: int
     normalize_embeddings: bool
+    max_active: int
     batch_tokens: int
     show_progress: bool
     params: Params
 
+
+SPARSE_OPTIONS = ("max_active", "batch_tokens", "show_progress", "params")
+DENSE_OPTIONS = ("dim", "layers", "normalize_embeddings", *SPARSE_OPTIONS[1:])
 
 # Arguments that users of sentence-transformers know, or other functions take -> what to do instead.
 INSTEAD = {
@@ -31,22 +38,27 @@ INSTEAD = {
     "precision": "embeddings are float32; `embed_jax.retrieval.quantize` makes them smaller",
     "output_value": "only sentence embeddings are made",
     "device": "JAX's devices are all used",
+    "max_active_dims": "it is `max_active`, of sparse models",
+    "max_active": "only sparse embeddings have active dimensions",
+    "dim": "sparse embeddings have the size of the vocabulary; `max_active` keeps the largest "
+    "weights",
+    "layers": "sparse models are encoded with all layers",
+    "normalize_embeddings": "sparse embeddings are compared by dot product, as they are",
     "instruction": "queries take one, documents have none",
 }
 
 
-def refuse_unknown(options: Mapping[str, Any]) -> None:
+def refuse_unknown(
+    options: Mapping[str, Any], known: Sequence[str] = tuple(EncodeOptions.__annotations__)
+) -> None:
     """Raises an InputError for an argument with another meaning here, a TypeError for others.
 
-    Options that are in EncodeOptions pass.
+    Options that are in `known` pass.
     """
-    for name in options.keys() - EncodeOptions.__annotations__.keys():
+    for name in options.keys() - set(known):
         if name in INSTEAD:
             raise InputError(f"{name}: {INSTEAD[name]}")
-        raise TypeError(
-            f"encode: unexpected argument {name!r}; expected "
-            f"{', '.join(EncodeOptions.__annotations__)}"
-        )
+        raise TypeError(f"encode: unexpected argument {name!r}; expected {', '.join(known)}")
 
 
 # Attributes that users of sentence-transformers know -> what to do instead; by class, or "" for

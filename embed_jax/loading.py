@@ -12,13 +12,12 @@ from embed_jax.registry import lookup
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.late_interaction import LateInteractionEncoder
-    from embed_jax.routed import RoutedEncoder
-    from embed_jax.sentence import SentenceEncoder
+    from embed_jax.routed import AnyEncoder
 
 
 def load_by_kind(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder | CrossEncoder | LateInteractionEncoder:
+) -> AnyEncoder | CrossEncoder | LateInteractionEncoder:
     """Loads a model of the kind that its files name.
 
     Args:
@@ -37,7 +36,7 @@ def load_by_kind(
 
 def load_encoder(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder | LateInteractionEncoder:
+) -> AnyEncoder | LateInteractionEncoder:
     """Loads a model of any kind that encodes texts: not a cross-encoder.
 
     Args:

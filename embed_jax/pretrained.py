@@ -37,6 +37,7 @@ def tokenizer_of(
         lower_case=saved.settings.lower_case,
         special_tokens=saved.special_tokens,
         append_eos=append_eos or saved.append_eos,
+        by_config=saved.spec.vocabulary is not None,
     )
     try:
         return fit_tokenizer(tokenizer, saved.spec.backbone)

@@ -42,6 +42,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "model": {  # by model_type of config_sentence_transformers.json
         "SentenceTransformer": "embed_jax.routed:load_routed",
+        "SparseEncoder": "embed_jax.routed:load_routed",
         "CrossEncoder": "embed_jax.cross_encoder:load_cross_encoder",
         "MultiVectorEncoder": "embed_jax.late_interaction:load_late_interaction_encoder",
         "ColBERT": "embed_jax.late_interaction:load_late_interaction_encoder",
@@ -93,6 +94,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "global_orthogonal": "embed_jax.losses.regularization:global_orthogonal",
         "variance": "embed_jax.losses.regularization:variance",
         "covariance": "embed_jax.losses.regularization:covariance",
+        "flops": "embed_jax.losses.sparsity:flops",
+        "l1": "embed_jax.losses.sparsity:l1",
     },
     "score": {
         "cosine": "embed_jax.scores:COSINE",

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.embedding_model import HasSettings
@@ -31,7 +29,9 @@ from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.registry import unknown
-from embed_jax.sentence import SentenceEncoder, encoder_of, load_sentence_encoder
+from embed_jax.sentence import SentenceEncoder
+from embed_jax.sparse import SparseEncoder, encoder_class, load_one_encoder
+from embed_jax.text_model import model_of
 from embed_jax.types import Params
 
 # Settings that all routes share; the others are each encoder's own.
@@ -43,6 +43,7 @@ SHARED = (
     "matryoshka_dims",
     "adaptive_layers",
 )
+OneEncoder = SentenceEncoder | SparseEncoder
 DOCUMENT_ROUTES = ("document", "doc", "passage", "corpus")  # "doc" as in the examples of Asym
 
 
@@ -54,7 +55,7 @@ class PromptOptions(EncodeOptions, total=False):
 
 
 class RoutedEncoder(HasSettings):
-    """A SentenceEncoder for each route; a text's task decides its route.
+    """An encoder for each route, all dense or all sparse; a text's task decides its route.
 
     Attributes:
         encoders: by route, all of one dimension; those that share parameters have the same arrays.
@@ -67,7 +68,7 @@ class RoutedEncoder(HasSettings):
 
     def __init__(
         self,
-        encoders: Mapping[str, SentenceEncoder],
+        encoders: Mapping[str, OneEncoder],
         *,
         default_route: str | None = None,
         tasks: Mapping[str | None, str] | None = None,
@@ -76,20 +77,22 @@ class RoutedEncoder(HasSettings):
         """Makes a model of an encoder for each route.
 
         Args:
-            encoders: a SentenceEncoder for each route.
+            encoders: a SentenceEncoder, or a SparseEncoder, for each route.
             default_route: of texts without a task; None: they must name one.
             tasks: route of a task where it is not the task's own name; under None that of all other
                 tasks.
             settings: its fields named in SHARED replace those of the encoders; None: the defaults.
 
         Raises:
-            InputError: without encoders, for encoders of different dimensions, or a default or a
-                task's route that is not one of them.
+            InputError: without encoders, for encoders of different dimensions, dense and sparse
+                ones, sparse ones over different words, or a default or a task's route that is not
+                one of them.
         """
         dims = {route: encoder.dim for route, encoder in encoders.items()}
         if len(set(dims.values())) != 1:
             sizes = ", ".join(f"{route} {dim}" for route, dim in dims.items()) or "none"
             raise InputError(f"routes: expected embeddings of one size, found {sizes}")
+        _check_kinds(encoders)
         self.default_route, self.tasks = default_route, dict(tasks or {})
         for route in filter(None, (default_route, *self.tasks.values())):
             if route not in encoders:
@@ -167,7 +170,7 @@ class RoutedEncoder(HasSettings):
             {route: encoder.merged() for route, encoder in self.encoders.items()}
         )
 
-    def _with_encoders(self, encoders: Mapping[str, SentenceEncoder]) -> RoutedEncoder:
+    def _with_encoders(self, encoders: Mapping[str, OneEncoder]) -> RoutedEncoder:
         other = copy.copy(self)
         other.encoders = dict(encoders)
         return other
@@ -187,7 +190,7 @@ class RoutedEncoder(HasSettings):
         """Tokens that a text is cut to by the route that takes most."""
         return max(encoder.max_length for encoder in self.encoders.values())
 
-    def encoder(self, task: str | None = None) -> SentenceEncoder:
+    def encoder(self, task: str | None = None) -> OneEncoder:
         """Returns the encoder of a task's texts.
 
         The route is found in `tasks`, else it is the one of the task's name, or the default without
@@ -223,7 +226,7 @@ class RoutedEncoder(HasSettings):
         task: str | None = None,
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
-    ) -> Float[np.ndarray, "*N D"]:
+    ) -> Any:
         """Embeds texts by the task's route: `[N, D]`, or `[D]` for one string.
 
         Args:
@@ -244,14 +247,12 @@ class RoutedEncoder(HasSettings):
         *,
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
-    ) -> Float[np.ndarray, "*N D"]:
+    ) -> Any:
         """Encodes queries by their route; see `SentenceEncoder.encode_query`."""
         encoder, options = self._encoder_and_options("query", options)
         return encoder.encode_query(texts, instruction=instruction, **options)
 
-    def encode_document(
-        self, texts: str | Iterable[str], **options: Unpack[PromptOptions]
-    ) -> Float[np.ndarray, "*N D"]:
+    def encode_document(self, texts: str | Iterable[str], **options: Unpack[PromptOptions]) -> Any:
         """Encodes documents by their route; see `SentenceEncoder.encode_document`."""
         encoder, options = self._encoder_and_options("document", options)
         return encoder.encode_document(texts, **options)
@@ -263,14 +264,14 @@ class RoutedEncoder(HasSettings):
         task: str | None = None,
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
-    ) -> Iterator[Float[np.ndarray, "n D"]]:
+    ) -> Iterator[Any]:
         """Encodes in blocks; see `SentenceEncoder.encode_blocks`."""
         encoder, options = self._encoder_and_options(task, options)
         return encoder.encode_blocks(texts, instruction=instruction, **options)
 
     def _encoder_and_options(
         self, task: str | None, options: PromptOptions
-    ) -> tuple[SentenceEncoder, PromptOptions]:
+    ) -> tuple[OneEncoder, PromptOptions]:
         """Returns a task's encoder, and the options for it.
 
         Parameters in the options are those of the route.
@@ -315,17 +316,42 @@ class RoutedEncoder(HasSettings):
         )
 
 
+AnyEncoder = OneEncoder | RoutedEncoder
+
+
+def _check_kinds(encoders: Mapping[str, OneEncoder]) -> None:
+    """Refuses routes whose embeddings cannot be compared with each other."""
+    words = {
+        route: encoder.words if isinstance(encoder, SparseEncoder) else None
+        for route, encoder in encoders.items()
+    }
+    first, *others = words
+    for route in others:
+        mine, other = words[first], words[route]
+        if mine is None or other is None:
+            if mine is not other:
+                raise InputError(f"routes: {first} and {route}: one is sparse, the other is not")
+        elif mine != other:
+            index = next(
+                i for i, pair in enumerate(zip(mine, other, strict=True)) if len({*pair}) > 1
+            )
+            raise InputError(
+                f"routes: expected one vocabulary, found that token {index} is {mine[index]!r} in "
+                f"{first} and {other[index]!r} in {route}"
+            )
+
+
 def load_routed(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder:
-    """Loads a model with routes or without.
+) -> AnyEncoder:
+    """Loads a model with routes or without, dense or sparse.
 
     See `load_sentence_encoder` for arguments and errors.
     """
     directory = resolve(str(name))
     saved = read_routes(directory)
     if saved is None:
-        return load_sentence_encoder(name, max_length=max_length, compute_dtype=compute_dtype)
+        return load_one_encoder(name, max_length=max_length, compute_dtype=compute_dtype)
     params = _each_once(
         {route: model.params for route, model in saved.models.items()},
         lambda leaves: on_mesh(leaves, make_mesh()),
@@ -336,9 +362,9 @@ def load_routed(
         limit = max_length or model.max_length
         key = model.tokenizer_directory, limit, model.settings.lower_case
         tokenizers[key] = tokenizers.get(key) or tokenizer_of(model, limit)
-        encoders[route] = encoder_of(
-            dataclasses.replace(model, params=params[route]), tokenizers[key], compute_dtype
-        )
+        model = dataclasses.replace(model, params=params[route])
+        kind = encoder_class(model.spec)
+        encoders[route] = model_of(kind, model, tokenizers[key], compute_dtype)
     settings = next(iter(encoders.values())).settings
     try:
         return RoutedEncoder(

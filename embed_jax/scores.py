@@ -21,15 +21,15 @@ from jaxtyping import Array, Float, Num
 
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
-from embed_jax.types import AnyArray
+from embed_jax.types import AnyArray, SparseRows
 from embed_jax.vectors import dot_matrix, normalize
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK = 2**24  # numbers of a temporary array
 
 Numbers = Sequence[float] | Sequence[Sequence[float]]
-Vectors = Num[AnyArray, "N D"] | Num[AnyArray, " D"] | Numbers
-Others = Num[AnyArray, "M D"] | Num[AnyArray, " D"] | Numbers
+Vectors = Num[AnyArray, "N D"] | Num[AnyArray, " D"] | Numbers | SparseRows
+Others = Num[AnyArray, "M D"] | Num[AnyArray, " D"] | Numbers | SparseRows
 
 
 def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
@@ -63,8 +63,9 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     * "euclidean": -|a - b|
     * "manhattan": -sum_d |a_d - b_d|
 
-    Distances are negated, so that larger always means nearer, as in sentence-transformers. Memory
-    beside the result is bounded: the differences of all pairs are never held at once.
+    Sparse embeddings, scipy's CSR, are compared by dot product. Distances are negated, so that
+    larger always means nearer, as in sentence-transformers. Memory beside the result is bounded:
+    the differences of all pairs are never held at once.
 
     Raises:
         InputError: for an unknown similarity, or vectors of different sizes.
@@ -72,6 +73,9 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     >>> similarity_matrix(np.array([3.0, 4.0]), np.array([[3.0, 4.0], [0.0, 4.0]]), "manhattan")
     array([[-0., -3.]], dtype=float32)
     """
+    if isinstance(a, SparseRows) or isinstance(b, SparseRows):
+        first, second = _sparse_rows(a, b, name)
+        return (first @ second.T).toarray()
     a, b = _rows(a, name), _rows(b, name)
     if a.shape[1] != b.shape[1]:
         raise InputError(
@@ -102,6 +106,9 @@ def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[n
     Raises:
         InputError: for an unknown similarity, or arrays of different shapes.
     """
+    if isinstance(a, SparseRows) or isinstance(b, SparseRows):
+        first, second = _sparse_rows(a, b, name, pairwise=True)
+        return np.asarray(first.multiply(second).sum(axis=1), np.float32).ravel()
     a, b = _rows(a, name), _rows(b, name)
     if a.shape != b.shape:
         raise InputError(
@@ -125,6 +132,23 @@ def _rows(vectors: Any, name: str) -> np.ndarray:
             f"similarity: expected vectors [N, D] or one vector [D], found the shape {values.shape}"
         )
     return np.atleast_2d(values)
+
+
+def _sparse_rows(a: Any, b: Any, name: str, *, pairwise: bool = False) -> tuple[Any, Any]:
+    """Returns two matrices of scipy, checked to be comparable."""
+    for rows in (a, b):
+        if not isinstance(rows, SparseRows):
+            raise InputError(
+                "similarity: expected sparse embeddings on both sides, found dense ones"
+            )
+    if name != "dot":
+        raise InputError(f"similarity: sparse embeddings are compared by 'dot', found {name!r}")
+    if a.shape[1] != b.shape[1] or pairwise and a.shape != b.shape:
+        raise InputError(
+            f"similarity: expected sparse embeddings over one vocabulary, found {a.shape} and "
+            f"{b.shape}"
+        )
+    return a.tocsr(), b.tocsr()
 
 
 def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:

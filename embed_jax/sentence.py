@@ -2,157 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.tokenize import Tokenizer
-from embed_jax.data.window import WINDOW, pack_window
-from embed_jax.embedding_model import HasSettings, Setting
-from embed_jax.encode_options import EncodeOptions, no_attribute, refuse_unknown
+from embed_jax.encode_options import DENSE_OPTIONS, EncodeOptions, refuse_unknown
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.saved import SavedModel
-from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import keep_first_layers
-from embed_jax.encoders.spec import EncoderSpec
-from embed_jax.encoders.write import write_model
-from embed_jax.errors import InputError, warn
+from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
-from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
-from embed_jax.pretrained import check_length, fit_tokenizer, tokenizer_of, with_family
-from embed_jax.prompts import check_template, prompt_for, resolve_prompt
+from embed_jax.parallel.mesh import gather_params
+from embed_jax.pretrained import tokenizer_of, with_family
 from embed_jax.scores import truncate, unit_length
+from embed_jax.text_model import TextModel, model_of
 from embed_jax.types import Params
 
 
-class SentenceEncoder(HasSettings, PicklesByParts):
-    """A model with its tokenizer and prompts.
-
-    It encodes and compares texts, and is saved for sentence-transformers and for `load`.
-
-    Attributes:
-        spec: backbone, pooling and heads.
-        params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32
-            for either.
-        tokenizer: cuts texts at `tokenizer.max_length` tokens.
-        settings: prompts, similarity and everything else except weights. Each of its fields is an
-            attribute too, which may be set; `settings.similarity` is `similarity_fn_name`.
-        pooler: the base's tensors of transformers' pooler, unused; kept for `save`.
-    """
-
-    include_prompt: Setting[bool] = Setting()
-    lower_case: Setting[bool] = Setting()
-    base: Setting[str] = Setting()
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        params: Params,
-        tokenizer: Tokenizer,
-        settings: EncodingSettings | None = None,
-        *,
-        pooler: Mapping[str, np.ndarray] | None = None,
-        compute_dtype: str = "float32",
-        devices: int = 0,
-    ):
-        """Makes an encoder of its parts.
-
-        Args:
-            spec: backbone, pooling and heads.
-            params: tree of the encoder's parameters, float32 or bfloat16.
-            tokenizer: cuts texts at its `max_length`.
-            settings: None: the defaults of `EncodingSettings`.
-            pooler: the base's tensors of transformers' pooler; kept for `save`.
-            compute_dtype: "float32" or "bfloat16".
-            devices: how many to encode on; 0: all.
-
-        Raises:
-            InputError: for a template without its placeholder `{instruction}`, or with another, or
-                a tokenizer that does not fit the backbone: ids or length.
-        """
-        self.settings = dataclasses.replace(settings or EncodingSettings())
-        if self.template:
-            check_template(self.template)
-        self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
-        self.comparison: Any = None  # of `finetune` with data__holdout: before, after and BM25
-        self.pooler = dict(pooler or {})
-        self.compute_dtype = compute_dtype
-        self._devices = devices
-        self._mesh = make_mesh(devices)
-        self._warned: set[str] = set()
-        self._prompted = False
-        self._build(spec, params)
-
-    def _build(self, spec: EncoderSpec, params: Params) -> None:
-        self.spec = spec
-        self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
-        self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
-        self.params = on_mesh(params, self._mesh)
-
-    def __repr__(self) -> str:
-        backbone, heads = self.spec.backbone, [type(head).__name__ for head in self.spec.heads]
-        parts = [
-            backbone.family,
-            f"{backbone.num_layers} layers",
-            f"pooling={self.spec.pooling!r}",
-            *heads,
-        ]
-        parts += [f"LoRA rank {self.spec.lora.rank}"] if self.spec.lora else []
-        settings = {
-            "dim": self.dim,
-            "max_length": self.max_length,
-            "similarity": self.similarity_fn_name,
-            "prompts": sorted(name for name, prompt in self.prompts.items() if prompt),
-        }
-        parts += [f"{name}={value!r}" for name, value in settings.items() if value != []]
-        return f"SentenceEncoder({', '.join(parts)})"
-
-    def __getattr__(self, name: str) -> Any:
-        raise no_attribute(self, name)
-
-    @property
-    def max_seq_length(self) -> int:
-        """sentence-transformers' name of `max_length`."""
-        return self.max_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, max_length: int) -> None:
-        self.max_length = max_length
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        """Returns no names: every text goes the same way; see `RoutedEncoder.routes`."""
-        return ()
-
-    @property
-    def dim(self) -> int:
-        """D, the size of an embedding."""
-        return self._encoder.dim
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that a text is cut to, special tokens included.
-
-        May be set, up to the model's positions.
-        """
-        return self.tokenizer.max_length
-
-    @max_length.setter
-    def max_length(self, max_length: int) -> None:
-        check_length(max_length, self.spec.backbone)
-        self.tokenizer = self.tokenizer.cut_at(max_length)
+class SentenceEncoder(TextModel[np.ndarray]):
+    """A model that gives each text a vector, float32; see `TextModel` for its attributes."""
 
     def encode(
         self,
@@ -207,44 +79,6 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             start += len(block)
         return embeddings
 
-    def encode_query(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        instruction: str | None = None,
-        **options: Unpack[EncodeOptions],
-    ) -> Float[np.ndarray, "*N D"]:
-        """Encodes queries, texts that are searched for.
-
-        Their prompt is "query", if the model has it and no other is given.
-        """
-        if prompt_name is prompt is instruction is None:
-            prompt_name = prompt_for(self.prompts, side="query")
-        return self.encode(
-            texts, prompt_name=prompt_name, prompt=prompt, instruction=instruction, **options
-        )
-
-    def encode_document(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        **options: Unpack[EncodeOptions],
-    ) -> Float[np.ndarray, "*N D"]:
-        """Encodes documents, texts that are searched.
-
-        Their prompt is "document", "passage" or "corpus" unless one is given. A model without these
-        gives documents its default prompt, or none; instructions are for queries.
-        """
-        refuse_unknown(options)
-        if prompt_name is prompt is None:
-            prompt_name = prompt_for(self.prompts, side="document")
-            prompt = "" if prompt_name is self.default_prompt_name is None else None
-        return self.encode(texts, prompt_name=prompt_name, prompt=prompt, **options)
-
     def encode_blocks(
         self,
         texts: Iterable[str],
@@ -255,87 +89,43 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         **options: Unpack[EncodeOptions],
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         """Yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
-        refuse_unknown(options)
+        refuse_unknown(options, DENSE_OPTIONS)
         self._check_dim(options.get("dim", 0))
-        return self._blocks(texts, self._prefix(prompt_name, prompt, instruction), **options)
+        return self._blocks(
+            texts,
+            self._prefix(prompt_name, prompt, instruction),
+            dim=options.get("dim", 0),
+            layers=options.get("layers", 0),
+            normalize_embeddings=options.get("normalize_embeddings", False),
+            batch_tokens=options.get("batch_tokens", 0),
+            show_progress=options.get("show_progress", False),
+            params=options.get("params"),
+        )
 
     def _blocks(
         self,
         texts: Iterable[str],
         prefix: str,
         *,
-        dim: int = 0,
-        layers: int = 0,
-        normalize_embeddings: bool = False,
-        batch_tokens: int = 0,
-        show_progress: bool = False,
-        params: Params | None = None,
+        dim: int,
+        layers: int,
+        normalize_embeddings: bool,
+        batch_tokens: int,
+        show_progress: bool,
+        params: Params | None,
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         encode, params = self._stopped(
             layers, gather_params(self.params if params is None else params, self._mesh)
         )
-        default = max(default_batch_tokens(), self.max_length)
-        total = len(texts) if isinstance(texts, Sequence) else None
-        truncated = count = 0
-        with _progress(show_progress, total) as advance:
-            for window in _windows(texts):
-                tokenized = self.tokenizer.encode(window, prefix, self.include_prompt)
-                truncated, count = truncated + tokenized.truncated, count + len(window)
-                block = np.zeros((len(window), self.dim), np.float32)
-                batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default)
-                for number, embeddings in run_batches(encode, params, batches, self._mesh):
-                    block[number] = embeddings
-                    advance(len(number))
-                block = truncate(block, dim) if dim not in (0, self.dim) else block
-                yield unit_length(block) if normalize_embeddings else block
-        if truncated:
-            warn(
-                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} "
-                "tokens"
-            )
-
-    def with_params(self, params: Params) -> SentenceEncoder:
-        """Returns the same model with other parameters."""
-        other = copy.copy(self)
-        other.params = on_mesh(params, self._mesh)
-        return other
-
-    def merged(self) -> SentenceEncoder:
-        """Returns the same model with its adapter merged into the backbone.
-
-        It is then saved as a whole.
-        """
-        merged = copy.copy(self)
-        spec, params = (
-            merge_lora(self.spec, self.params) if self.spec.lora else (self.spec, self.params)
+        windows = self._run(
+            texts, prefix, encode, params, batch_tokens=batch_tokens, show_progress=show_progress
         )
-        merged._build(spec, params)
-        merged.base = ""
-        return merged
-
-    def save(
-        self, directory: str | Path, extra_tensors: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        """Writes a model directory in the layout of sentence-transformers, which `load` reads too.
-
-        The directory is written as a whole, or not at all. A pooler that the base had is written
-        back unchanged, for transformers to find; a model made without one has none. For a model
-        with an adapter only the adapter is written, in PEFT's format; `merged().save` writes the
-        whole.
-
-        Args:
-            directory: the path of the model directory.
-            extra_tensors: see `write_model`.
-        """
-        write_model(
-            Path(directory),
-            self.spec,
-            jax.device_get(self.params),
-            self.settings,
-            tokenizer=self.tokenizer,
-            max_length=self.max_length,
-            extra_tensors={**self.pooler, **(extra_tensors or {})},
-        )
+        for count, results in windows:
+            block = np.zeros((count, self.dim), np.float32)
+            for number, embeddings in results:
+                block[number] = embeddings
+            block = truncate(block, dim) if dim not in (0, self.dim) else block
+            yield unit_length(block) if normalize_embeddings else block
 
     def _check_dim(self, dim: int) -> None:
         if dim < 0 or dim > self.dim:
@@ -361,33 +151,6 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             self._programs[layers] = sharded_encode(encoder, self._mesh)
         return self._programs[layers], params
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warn(message)
-
-    def _prefix(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
-        if name is prompt is instruction is None:
-            if self.default_prompt_name is None:
-                self._warn_of_prompts()
-                return ""
-            name = self.default_prompt_name
-        else:
-            self._prompted = True
-        return resolve_prompt(
-            self.prompts, self.template, prompt_name=name, prompt=prompt, instruction=instruction
-        )
-
-    def _warn_of_prompts(self) -> None:
-        """Warns of prompts that are not used, unless a prompt was given before."""
-        has = [f"prompts ({', '.join(self.prompts)})"] if any(self.prompts.values()) else []
-        has += ["a template for instructions"] if self.template else []
-        if has and not self._prompted:
-            self._warn(
-                f"this model has {' and '.join(has)}, and none was given: name one, or give an "
-                "empty prompt"
-            )
-
 
 def load_sentence_encoder(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
@@ -400,41 +163,15 @@ def load_sentence_encoder(
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder,
-            its tokenizer's vocabulary is larger than its table, or `max_length` is more than the
-            model has positions for.
+        InputError: if it can't be found or read, is of an unknown architecture, a cross-encoder or
+            a sparse model, its tokenizer's vocabulary is larger than its table, or `max_length` is
+            more than the model has positions for.
     """
     saved = with_family(read_model(resolve(str(name))), str(name))
-    return encoder_of(saved, tokenizer_of(saved, max_length or saved.max_length), compute_dtype)
-
-
-def encoder_of(
-    saved: SavedModel, tokenizer: Tokenizer, compute_dtype: str = "float32"
-) -> SentenceEncoder:
-    """Makes the encoder of a model that was read."""
-    return SentenceEncoder(
-        saved.spec,
-        saved.params,
-        tokenizer,
-        saved.settings,
-        pooler=saved.pooler,
-        compute_dtype=compute_dtype,
-    )
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while window := list(itertools.islice(texts, WINDOW)):
-        yield window
-
-
-@contextlib.contextmanager
-def _progress(show: bool, total: int | None) -> Iterator[Any]:
-    """Yields a function that takes the number of texts just encoded."""
-    if not show:
-        yield lambda count: None
-        return
-    import tqdm
-
-    with tqdm.tqdm(total=total, unit="text", dynamic_ncols=True) as bar:
-        yield bar.update
+    if saved.spec.vocabulary is not None:
+        raise InputError(
+            f"{name}: a sparse model (embed_jax.load reads it); accepted: a model that gives each "
+            "text a vector"
+        )
+    tokenizer = tokenizer_of(saved, max_length or saved.max_length)
+    return model_of(SentenceEncoder, saved, tokenizer, compute_dtype)

@@ -33,6 +33,16 @@ Read = Callable[[tuple[slice, ...]], np.ndarray]
 Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 
 
+@runtime_checkable
+class SparseRows(Protocol):
+    """A sparse matrix of scipy, such as the embeddings of a sparse model."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def tocsr(self, copy: bool = False) -> Any: ...
+
+
 class TokenBatch(struct.PyTreeNode):
     """Sentences packed several to a row, in G groups of R rows of T slots.
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.window import WINDOW
 from embed_jax.encoders import modules
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.latent import LatentAttention
@@ -21,7 +22,7 @@ from embed_jax.encoders.shrink import keep_first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
-from embed_jax.sentence import WINDOW, SentenceEncoder, load_sentence_encoder
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 
 WORDS = """a the of to and in is that it was for on are as with they be this from have by one word
 cat dog house river music guitar plays quickly red blue city country road train apple bread science
@@ -136,7 +137,7 @@ def test_no_text_gives_no_row(model):
 
 
 def test_one_warning_counts_the_texts_that_were_cut(model, monkeypatch):
-    monkeypatch.setattr("embed_jax.sentence.WINDOW", 4)  # the texts span several windows
+    monkeypatch.setattr("embed_jax.text_model.WINDOW", 4)  # the texts span several windows
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.encode(["the cat", "dog " * 50, "a", "a", "b", "dog " * 38, "dog " * 39])

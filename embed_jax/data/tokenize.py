@@ -71,6 +71,7 @@ class Tokenizer:
             beyond them is refused. 0: not known.
         expansion: see Expansion; None: texts are not lengthened.
         unpooled_ids: tokens that never count towards pooling, such as punctuation.
+        by_config: whether `save` writes transformers' config too where there are no special tokens.
     """
 
     backend: Any
@@ -81,6 +82,7 @@ class Tokenizer:
     rows: int = 0
     expansion: Expansion | None = None
     unpooled_ids: tuple[int, ...] = ()
+    by_config: bool = False
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -217,7 +219,7 @@ class Tokenizer:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the tokenizer's files as transformers lays them out."""
-        if self.special_tokens:
+        if self.special_tokens or self.by_config:
             self.hf.save_pretrained(directory)
         else:
             self.backend.save(str(Path(directory) / "tokenizer.json"))
@@ -275,6 +277,7 @@ def load_tokenizer(
     lower_case: bool = False,
     special_tokens: bool = True,
     append_eos: bool = False,
+    by_config: bool = False,
 ) -> Tokenizer:
     """Reads the tokenizer of a model directory.
 
@@ -292,6 +295,8 @@ def load_tokenizer(
         append_eos: whether each text ends with the tokenizer's end-of-text token, for last-token
             pooling; `save` records this. A tokenizer that already ends texts with any special token
             is not changed.
+        by_config: whether transformers makes the tokenizer by its config even if it puts no special
+            tokens around texts, as for sparse models; `Tokenizer.save` then writes the config too.
 
     Raises:
         InputError: there is no tokenizer, it cannot be read, or it has no end-of-text token to
@@ -311,7 +316,7 @@ def load_tokenizer(
         names = {file.name for file in directory.iterdir() if file.suffix in suffixes}
         if names == {"vocab.txt"}:  # only a WordPiece vocabulary
             hf = BertTokenizerFast(vocab=str(directory / "vocab.txt"))
-        elif not special_tokens and (directory / "tokenizer.json").is_file():
+        elif not (special_tokens or by_config) and (directory / "tokenizer.json").is_file():
             # As in sentence-transformers' StaticEmbedding.
             hf = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
         else:
@@ -333,6 +338,7 @@ def load_tokenizer(
             lower_case=lower_case,
             special_tokens=special_tokens,
             append_eos=append_eos,
+            by_config=by_config,
         )
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None
@@ -345,6 +351,7 @@ def from_transformers(
     lower_case: bool = False,
     special_tokens: bool = True,
     append_eos: bool = False,
+    by_config: bool = False,
 ) -> Tokenizer:
     """Makes our tokenizer from a fast transformers tokenizer, which is not changed.
 
@@ -367,7 +374,9 @@ def from_transformers(
     if lower_case:
         before = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
         backend.normalizer = normalizers.Sequence(before)
-    return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0, special_tokens)
+    return Tokenizer(
+        backend, hf, max_length, hf.pad_token_id or 0, special_tokens, by_config=by_config
+    )
 
 
 def _append_eos(hf: Any) -> Any:

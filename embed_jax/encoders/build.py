@@ -26,6 +26,14 @@ from embed_jax.encoders.pooling import (
 )
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
+from embed_jax.encoders.vocabulary import SHARDING as VOCABULARY_SHARDING
+from embed_jax.encoders.vocabulary import (
+    VOCABULARY,
+    Splade,
+    TokenWeights,
+    check_family,
+    token_table,
+)
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
@@ -33,6 +41,7 @@ from embed_jax.types import Encoder, Params, TokenBatch
 
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 TOKEN_HEAD, TOKEN_HEAD_KEY = "token_head", 2**20 + 1
+VOCABULARY_KEY = 2**20 - 1
 HEADS_KEY = 2**20 + 2  # and those after it: the numbers that give the heads' keys
 
 
@@ -77,15 +86,17 @@ def build_encoder(
 
     Returns:
         An encoder whose params are {"backbone": tree with layers stacked on the leading axis,
-        "heads": {"0": ..., "1": ...}}, and where the spec has them "lora" (see `lora.init_lora`)
-        and "token_head" (see `latent.LatentAttention.init`). Kernels of layers may be `int8.Int8`:
+        "heads": {"0": ..., "1": ...}}, and where the spec has them "lora" (see `lora.init_lora`),
+        "token_head" (see `latent.LatentAttention.init`) and "vocabulary" (see `mlm.init_head`).
+        Kernels of layers may be `int8.Int8`:
         they are dequantized a layer at a time, and again in the backward pass.
 
     Raises:
         InputError: for an unknown backbone, pooling, activation, dtype, remat or attention; for
-            `same_mask_columns` together with an adapter's dropout, which has its own masks; and
-            for a token head of another width, of another number of layers, or beside a pooling of
-            several layers.
+            `same_mask_columns` together with an adapter's dropout, which has its own masks; for a
+            token head of another width, of another number of layers, or beside a pooling of
+            several layers; and for a sparse encoder with other heads, or of a backbone without a
+            masked language model.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
@@ -121,6 +132,11 @@ def build_encoder(
         raise InputError(
             f"token head: expected the width {size} of the backbone's states, found {width}"
         )
+    vocabulary = spec.vocabulary
+    if isinstance(vocabulary, Splade):
+        check_family(config)
+    if vocabulary is not None and (every_layer or spec.heads):
+        raise InputError("a sparse encoder has no pooling and no heads of pooled vectors")
     token_head = spec.token_head
     weighted = isinstance(token_head, WeightedLayers)
     if isinstance(token_head, WeightedLayers) and token_head.num_layers != (
@@ -172,6 +188,11 @@ def build_encoder(
             "backbone": backbone,
             "heads": {name: params for name, params in heads.items() if params},
         }
+        if isinstance(vocabulary, TokenWeights):
+            params["backbone"] = jax.tree.map(jnp.ones_like, backbone)
+        elif vocabulary is not None:
+            own_key = jax.random.fold_in(key, VOCABULARY_KEY)
+            params[VOCABULARY] = vocabulary.init(config, own_key)
         if spec.lora is not None:
             params[ADAPTER] = init_lora(spec, backbone, jax.random.fold_in(key, ADAPTER_KEY))
         if spec.token_head is not None:
@@ -229,6 +250,9 @@ def build_encoder(
     ) -> Any:
         if spec.token_head is not None:
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
+        if vocabulary is not None:
+            own, table = params.get(VOCABULARY, {}), token_table(params)
+            return vocabulary.apply(own, config, x, table, tokens, compute_dtype)
         x = pool(spec.pooling, x, tokens) if spec.pooling else x.astype(jnp.float32)
         x = apply_heads(params, x, key)
         if spec.pooling:
@@ -266,10 +290,12 @@ def build_encoder(
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
+    dim = dim if vocabulary is None else config.vocab_size
     sharding = (
         *((f"backbone/{pattern}", axes) for pattern, axes in family.sharding),
         *LORA_SHARDING,
         *LATENT_SHARDING,
+        *VOCABULARY_SHARDING,
     )
     return Encoder(
         init=init,

@@ -108,6 +108,7 @@ SETTINGS = _table(  # config_sentence_transformers.json
         "default_prompt_name similarity_fn_name instruction_template model_type activation_fn",
     ),
     (FLAG, "adaptive_layers"),
+    (SIZE, "max_active_dims"),
 )
 PYLATE = SETTINGS | _table(  # the same file, as PyLate writes it
     (TEXT, "query_prefix document_prefix"),
@@ -143,8 +144,8 @@ POOLING = _table(
     ),
 )
 MODULE = _table(
-    (FLAG, "bias use_residual"),
-    (TEXT, "activation_function"),
+    (FLAG, "bias use_residual frozen"),
+    (TEXT, "activation_function pooling_strategy path"),
     (NUMBER, "dropout"),
     (COUNT, "true_token_id false_token_id num_protected_tokens"),
     (NUMBER, "pool_factor"),

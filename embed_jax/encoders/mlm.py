@@ -23,21 +23,18 @@ from embed_jax.types import AnyArray, Params, TokenBatch
 MASKED, RANDOM = 0.8, 0.1
 
 
-class MlmHead(nn.Module):
-    """Maps token states to logits over the vocabulary, float32."""
+class MlmTransform(nn.Module):
+    """Maps token states to vectors that are multiplied with the table of token embeddings."""
 
     config: Any
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "K H"], table: Float[AnyArray, "V W"]
-    ) -> Float[Array, "K V"]:
+    def __call__(self, x: Float[Array, "K H"], width: int) -> Float[Array, "K W"]:
         config = self.config
-        x = Linear(table.shape[1], jnp.float32, config.initializer_range, name="dense")(x)
-        x = LayerNormalization(config.layer_norm_eps, jnp.float32, name="norm")(
+        x = Linear(width, jnp.float32, config.initializer_range, name="dense")(x)
+        return LayerNormalization(config.layer_norm_eps, jnp.float32, name="norm")(
             activation(config.activation)(x)
         )
-        return x @ table.T + self.param("bias", nn.initializers.zeros, table.shape[:1])
 
 
 def init_head(config: Any, key: PRNGKeyArray) -> Params:
@@ -53,8 +50,23 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
             vocabulary size V.
         key: the key of the linear map.
     """
-    shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)
-    return MlmHead(config).init(key, *map(jnp.zeros, shapes))["params"]
+    states = jnp.zeros((1, config.hidden_size))
+    params = MlmTransform(config).init(key, states, config.embedding_size)["params"]
+    return {**params, "bias": jnp.zeros(config.vocab_size)}
+
+
+def transform_states(
+    config: Any, params: Params, states: Float[Array, "K H"], width: int
+) -> Float[Array, "K W"]:
+    """Computes the vectors whose products with the table of token embeddings are the logits.
+
+    Args:
+        config: the backbone's.
+        params: the head's parameters; see `init_head`.
+        states: the tokens' states after the last layer.
+        width: W, of the table.
+    """
+    return apply_module(MlmTransform(config), params, states, width)
 
 
 def head_logits(
@@ -68,7 +80,7 @@ def head_logits(
         states: the tokens' states after the last layer.
         table: the encoder's token embeddings.
     """
-    return apply_module(MlmHead(config), params, states, table)
+    return transform_states(config, params, states, table.shape[1]) @ table.T + params["bias"]
 
 
 def mask_tokens(

@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from embed_jax.encoders import json_fields
 from embed_jax.encoders.heads import Dense, Dropout, Head, LayerNorm, LogitScore, Normalize
 from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.vocabulary import Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import (
     WEIGHTS,
@@ -38,7 +40,15 @@ TORCH_ACTIVATIONS = {  # our name -> torch's class
     "silu": "torch.nn.modules.activation.SiLU",
 }
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
-NO_SIZES = (*DENSE_FIELDS[2:], "false_token_id")  # the last may be null
+SPLADE_FIELDS = (
+    "pooling_strategy",
+    "activation_function",
+    "word_embedding_dimension",
+    "embedding_dimension",
+)
+SPLADE_ACTIVATIONS = {"relu": 1, "log1p_relu": 2}
+TOKEN_WEIGHT_FIELDS = ("frozen", "path")
+NO_SIZES = (*DENSE_FIELDS[2:], "false_token_id", *SPLADE_FIELDS, *TOKEN_WEIGHT_FIELDS)
 # Fields from version 5 on: the names of what a module reads and writes
 PLACES = ("module_input_name", "module_output_name")
 SENTENCE, SCORES, LOGITS = "sentence_embedding", "scores", "causal_logits"
@@ -298,6 +308,76 @@ def _latent_tensors(params: Params) -> dict[str, Any]:
     return tensors | {
         KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])
     }
+
+
+# ---- in place of the pooling ---------------------------------------------------------------------
+
+
+def read_splade(directory: Path) -> Splade:
+    """Reads the config of a SpladePooling.
+
+    Raises:
+        InputError: a field that is unknown, or a value of one.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, SPLADE_FIELDS, ())
+    activation = config.get("activation_function", "relu")
+    if activation not in SPLADE_ACTIVATIONS:
+        raise InputError(
+            f"{path}: {unknown('activation_function', activation, SPLADE_ACTIVATIONS)}"
+        )
+    try:
+        return Splade(config.get("pooling_strategy", "max"), SPLADE_ACTIVATIONS[activation])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def write_splade(directory: Path, head: Splade, dim: int) -> None:
+    """Writes the config of a SpladePooling."""
+    names = {logs: name for name, logs in SPLADE_ACTIVATIONS.items()}
+    config = dict(zip(SPLADE_FIELDS, (head.pooling, names[head.logs], dim), strict=False))
+    write_json(directory / "config.json", config)
+
+
+def read_token_weights(directory: Path) -> tuple[TokenWeights, Float[np.ndarray, "V 1"]]:
+    """Reads a SparseStaticEmbedding: its head, and the weights of the tokens.
+
+    They are in model.safetensors, or by token in the file that config.json names, such as
+    OpenSearch's idf.json, which is looked for in the module's folder.
+
+    Raises:
+        InputError: a field that is unknown, or weights that cannot be read.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, TOKEN_WEIGHT_FIELDS, ())
+    head = TokenWeights(bool(config.get("frozen", False)))
+    if config.get("path"):
+        return head, _weights_by_token(directory, directory / Path(config["path"]).name)
+    weights = read_tensors(directory).get("weight")
+    if weights is None or weights.ndim != 1:
+        raise InputError(f"{directory / WEIGHTS}: expected the tensor 'weight' [V]")
+    return head, np.asarray(weights, np.float32)[:, None]
+
+
+def _weights_by_token(directory: Path, path: Path) -> Float[np.ndarray, "V 1"]:
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab()
+    weights = np.zeros((1 + max(vocabulary.values()), 1), np.float32)
+    for token, weight in read_json(path).items():
+        if token not in vocabulary or type(weight) not in (int, float):
+            raise InputError(
+                f"{path}: expected a number for each token of the tokenizer, found {weight!r} for "
+                f"{token!r}"
+            )
+        weights[vocabulary[token]] = weight
+    return weights
+
+
+def write_token_weights(directory: Path, head: TokenWeights, table: Float[AnyArray, "V 1"]) -> None:
+    """Writes the config and the weights of a SparseStaticEmbedding."""
+    write_json(directory / "config.json", {"frozen": head.frozen})
+    _write(directory, {"weight": np.asarray(table)[:, 0]})
 
 
 # ---- both ----------------------------------------------------------------------------------------

@@ -42,7 +42,11 @@ MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
 LOGIT_SCORE = "LogitScore"  # of version 5.4 and later
 MASK, TOKEN_POOLING = "MultiVectorMask", "HierarchicalTokenPooling"  # of version 6
+SPLADE, TOKEN_WEIGHTS, MLM = "SpladePooling", "SparseStaticEmbedding", "MLMTransformer"
+# Where all versions with sparse models, from 5 on, find their classes.
+SPARSE = {kind: f"{PACKAGE}sparse_encoder.models.{kind}" for kind in (SPLADE, TOKEN_WEIGHTS, MLM)}
 TYPES = {
+    **SPARSE,
     # Ours only: sentence-transformers cannot load it.
     LATENT: f"{LatentAttention.__module__}.{LATENT}",
     LOGIT_SCORE: f"{PACKAGE}cross_encoder.modules.logit_score.{LOGIT_SCORE}",
@@ -52,7 +56,7 @@ TYPES = {
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
-KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS, LOGIT_SCORE)
+KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS, LOGIT_SCORE, *SPARSE)
 OF_TOKENS = (MASK, TOKEN_POOLING)
 ROUTERS = ("Router", "Asym")
 
@@ -123,11 +127,14 @@ def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
     kinds = [kind for kind, _ in folders]
     pooled = rf"(Transformer( ({'|'.join(TOKEN_HEADS)}))? Pooling|StaticEmbedding)"
     if not re.fullmatch(
-        rf"{pooled}( ({'|'.join(HEADS)}))*|Transformer( {LOGIT_SCORE})?", " ".join(kinds)
+        rf"{pooled}( ({'|'.join(HEADS)}))*|Transformer( {LOGIT_SCORE})?|"
+        rf"({MLM}|Transformer) {SPLADE}|{TOKEN_WEIGHTS}",
+        " ".join(kinds),
     ):
         raise InputError(
             f"{path}: found {', '.join(kinds)}; expected Transformer, Pooling "
-            f"({' or '.join(TOKEN_HEADS)} before it) or StaticEmbedding, then {', '.join(HEADS)}"
+            f"({' or '.join(TOKEN_HEADS)} before it) or StaticEmbedding, then {', '.join(HEADS)}; "
+            f"or {MLM} and {SPLADE}, or {TOKEN_WEIGHTS}"
         )
 
 

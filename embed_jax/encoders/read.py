@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules, router
@@ -20,6 +21,8 @@ from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, read_text_config
+from embed_jax.encoders.token_heads import read_transformer_head
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
@@ -79,7 +82,8 @@ def model_type(directory: Path) -> str:
 
     A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
     sequence classification model, or an adapter of one, or has a LogitScore; a late-interaction
-    model if it is Stanford's ColBERT; else an embedding model. PyLate names its kind "ColBERT".
+    model if it is Stanford's ColBERT; a sparse model if it has a SpladePooling; else an embedding
+    model. PyLate names its kind "ColBERT".
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -93,7 +97,10 @@ def model_type(directory: Path) -> str:
         return name
     path = directory / "modules.json"
     if path.is_file():
-        scores = any(kind == modules.LOGIT_SCORE for kind, _ in modules.read_entries(path))
+        kinds = [kind for kind, _ in modules.read_entries(path)]
+        if modules.SPLADE in kinds:
+            return "SparseEncoder"
+        scores = modules.LOGIT_SCORE in kinds
     elif is_adapter(directory):
         scores = is_classifier_adapter(directory)
     else:
@@ -169,10 +176,19 @@ def _read(
         raise InputError(
             f"{directory / 'modules.json'}: found a Transformer only; expected a Pooling after it"
         )
-    first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
+    first, kind = directory / folders[0][1], folders[0][0]
+    static = kind in ("StaticEmbedding", modules.TOKEN_WEIGHTS)
+    sparse = kind == modules.TOKEN_WEIGHTS or any(each == modules.SPLADE for each, _ in folders)
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
-    read = call(read_first, first, static, plain, below)
+    task = "fill-mask" if sparse and not static else "feature-extraction"
+    read = call(read_first, first, kind, plain, below, task)
     others, params_of_others, include_prompt = read_heads(directory, folders[1:], call)
+    if sparse:
+        last = directory / folders[-1][1]
+        others["vocabulary"], head = call(
+            _read_vocabulary, last, None if static else read.transformer, read.backbone
+        )
+        params_of_others |= {VOCABULARY: head} if head else {}
     if plain and _is_language_model(read.config):
         others["pooling"] = "last_token"
     others["heads"] += _truncate(settings, directory)
@@ -185,7 +201,9 @@ def _read(
         )
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = (
-        {} if static else read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
+        {}
+        if kind == "StaticEmbedding"
+        else read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
     )
     return SavedModel(
         spec=EncoderSpec(read.backbone, **others, lora=read.lora),
@@ -195,10 +213,11 @@ def _read(
             prompts=named_prompts(settings),
             default_prompt_name=_default_prompt_name(settings, directory),
             include_prompt=include_prompt,
-            similarity=_similarity(settings, directory),
+            similarity=_similarity(settings, directory, "dot" if sparse else "cosine"),
             template=settings.get("instruction_template") or "",
             matryoshka_dims=_sizes(settings, directory),
             adaptive_layers=bool(settings.get("adaptive_layers")),
+            max_active=settings.get("max_active_dims") or 0,
             lower_case=read.texts.lower_case,
             base=read.base,
         ),
@@ -213,6 +232,32 @@ def _read(
         plain=plain,
         pooler=read.pooler,
     )
+
+
+def _read_vocabulary(
+    last: Path, transformer: Path | None, backbone: Any
+) -> tuple[Splade | TokenWeights, Params]:
+    """Reads the head of a sparse model.
+
+    Args:
+        last: the folder of the last module.
+        transformer: that of the language model; None: there is none, but a table.
+        backbone: the backbone's frozen dataclass.
+    """
+    if transformer is None:
+        return module_files.read_token_weights(last)[0], {}
+    head = module_files.read_splade(last)
+    try:
+        shapes = jax.eval_shape(functools.partial(head.init, backbone), jax.random.key(0))
+    except InputError as error:
+        raise InputError(f"{transformer / 'config.json'}: {error}") from None
+    params = read_transformer_head(transformer, backbone, shapes)
+    if params is None:
+        raise InputError(
+            f"{transformer}: no weights of a masked language model's head, whose logits are "
+            "the weights of a sparse embedding"
+        )
+    return head, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +276,7 @@ class FirstModule:
 
 def read_first(
     first: Path,
-    static: bool,
+    kind: str,
     plain: bool,
     put: Put | None,
     task: str = "feature-extraction",
@@ -242,7 +287,7 @@ def read_first(
 
     Args:
         first: the module's directory.
-        static: whether it is a StaticEmbedding, not a Transformer.
+        kind: its class: a StaticEmbedding, a SparseStaticEmbedding, or else a Transformer.
         plain: whether there are transformers' files only.
         put: see `params_from_tensors`.
         task: see `read_text_config`.
@@ -252,10 +297,14 @@ def read_first(
     Raises:
         InputError: see `read_model`.
     """
-    if static:
-        from embed_jax.encoders.static import read_static
+    if kind in ("StaticEmbedding", modules.TOKEN_WEIGHTS):
+        from embed_jax.encoders.static import StaticConfig, read_static
 
-        backbone, params = read_static(first, put)
+        if kind == modules.TOKEN_WEIGHTS:
+            _, table = module_files.read_token_weights(first)
+            backbone, params = StaticConfig(vocab_size=len(table), hidden_size=1), {"token": table}
+        else:
+            backbone, params = read_static(first, put)
         return FirstModule(
             backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None
         )
@@ -289,7 +338,7 @@ def sharding_rules(directory: Path) -> Rules:
         InputError: see `read_model`, for errors that are seen without reading weights.
     """
     kind, folder = modules.read_modules(directory)[0]
-    if kind == "StaticEmbedding":
+    if kind in ("StaticEmbedding", modules.TOKEN_WEIGHTS):
         family = lookup("backbone", "static")
     else:
         first = directory / folder
@@ -365,8 +414,8 @@ def _default_prompt_name(settings: Mapping[str, Any], directory: Path) -> str | 
     return name if name in named_prompts(settings) else None
 
 
-def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
-    name = settings.get("similarity_fn_name") or "cosine"
+def _similarity(settings: Mapping[str, Any], directory: Path, default: str) -> str:
+    name = settings.get("similarity_fn_name") or default
     if name not in SIMILARITIES:
         raise InputError(
             f"{directory / SETTINGS}: similarity_fn_name: "

@@ -143,7 +143,9 @@ def _read_language_model(transformer: Path, folder: Path | None) -> _Scorer:
         transformer: the language model's directory.
         folder: the LogitScore's; None: the directory is a plain one.
     """
-    read = read_first(transformer, False, folder is None, None, "text-generation", pairs=True)
+    read = read_first(
+        transformer, "Transformer", folder is None, None, "text-generation", pairs=True
+    )
     backbone = read.backbone
     if not isinstance(backbone, DecoderConfig):
         raise InputError(
@@ -187,7 +189,7 @@ def _read_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> _Score
             f"{modules.LOGIT_SCORE}, or with a Pooling and heads of which the last is a Dense that "
             f"gives {module_files.SCORES!r}"
         )
-    read = read_first(directory / folders[0][1], False, False, None, pairs=True)
+    read = read_first(directory / folders[0][1], "Transformer", False, None, pairs=True)
     readers = {**READ_HEAD, "Dropout": module_files.read_dropout}
     fields, params, _ = read_heads(directory, others[1:], readers=readers)
     last, last_params = module_files.read_dense(directory / folder, module_files.SCORES)

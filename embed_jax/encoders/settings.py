@@ -23,6 +23,7 @@ class EncodingSettings:
             "": the model takes no instruction.
         matryoshka_dims: sizes to which embeddings were trained to be cut; empty: the full one only.
         adaptive_layers: whether every layer was trained to be the last.
+        max_active: the most weights that a sparse embedding keeps; 0: all.
         lower_case: whether texts are lower-cased before the tokenizer sees them.
         base: the model's own name as the base of an adapter, or the name of its base if it has an
             adapter: an absolute directory, or a name on the hub.
@@ -35,6 +36,7 @@ class EncodingSettings:
     template: str = ""
     matryoshka_dims: tuple[int, ...] = ()
     adaptive_layers: bool = False
+    max_active: int = 0
     lower_case: bool = False
     base: str = ""
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.vocabulary import Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY, lookup, unknown
@@ -105,6 +106,7 @@ class EncoderSpec:
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
     token_head: LatentAttention | WeightedLayers | None = None
+    vocabulary: Splade | TokenWeights | None = None
 
 
 def random_spec(

@@ -53,6 +53,7 @@ TASKS = {  # of version 6: what the model's forward gives, and what the module m
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
     "text-generation": ("logits", "causal_logits"),
+    "fill-mask": ("logits", "token_embeddings"),
 }
 FORMATS = ("flat", "structured")  # of a message: see ChatFormat
 OF_TOKENS = ("query_length", "document_length", "query_expansion")  # of multi-vector models

@@ -78,12 +78,20 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
     Raises:
         InputError: for tensors of another shape, or weights that cannot be read.
     """
-    names, flat = _head_names(config), flatten_dict(shapes, sep="/")
     kind, folder = modules.read_modules(directory)[0]
-    if kind == "StaticEmbedding" or not flat.keys() <= names.keys():
+    if kind in ("StaticEmbedding", modules.TOKEN_WEIGHTS):
         return None
     where = directory / folder
-    where = find_base(where)[1] if is_adapter(where) else where
+    return read_transformer_head(
+        find_base(where)[1] if is_adapter(where) else where, config, shapes
+    )
+
+
+def read_transformer_head(where: Path, config: Any, shapes: Params) -> Params | None:
+    """Reads the parameters that predict tokens from a Transformer's weights, see `read_head`."""
+    names, flat = _head_names(config), flatten_dict(shapes, sep="/")
+    if not flat.keys() <= names.keys():
+        return None
     tensors = open_tensors(where)
     if not all(names[path] in tensors for path in flat):
         return None

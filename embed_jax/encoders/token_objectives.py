@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.mlm import MASKED, RANDOM, head_logits, init_head, mask_tokens
+from embed_jax.encoders.vocabulary import token_table
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY, called
 from embed_jax.types import AnyArray, Auxiliary, Encoder, Params, TokenBatch
@@ -141,11 +142,6 @@ def mlm_auxiliary(
             token states.
     """
     return _masked_auxiliary(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
-
-
-def token_table(encoder_params: Params) -> Float[AnyArray, "V W"]:
-    """Returns the table of token embeddings."""
-    return encoder_params["backbone"]["embeddings"]["token"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,13 @@ from embed_jax.encoders.base import ADAPTER_CONFIG
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.int8 import dequantize_params
+from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, write_text_config
+from embed_jax.encoders.token_heads import head_tensors
+from embed_jax.encoders.vocabulary import VOCABULARY, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
 from embed_jax.errors import InputError
@@ -173,23 +176,38 @@ def list_modules(
     if any(isinstance(head, Truncate) for head in heads):
         raise InputError("vectors are cut before the last head, which cannot be written")
 
+    vocabulary = spec.vocabulary
+    if isinstance(vocabulary, TokenWeights):
+        table = params["backbone"]["token"]
+
+        def write_table(folder: Path) -> None:
+            module_files.write_token_weights(folder, vocabulary, table)
+            tokenizer.save(folder)
+
+        identity = vocabulary, id(tokenizer)
+        return [Module(modules.TOKEN_WEIGHTS, (*identity, id(table)), write_table)]
+
     def write_first(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         changes = {}
-        if spec.lora is None:
+        if vocabulary is not None:
+            merged = merge_lora(spec, params) if spec.lora else (spec, params)
+            _write_language_model(folder, *merged, shard_bytes)
+        elif spec.lora is None:
             _write_backbone(folder, spec, params["backbone"], shard_bytes, extra_tensors or {})
         else:
             changes = write_adapter(folder, spec, params[ADAPTER], settings.base) | _outputs(spec)
         tokenizer.save(folder)
         if not static:  # the limit of a static encoder is its tokenizer's
-            write_text_config(folder, TextConfig(max_length, settings.lower_case, changes))
+            task = "" if vocabulary is None else "fill-mask"
+            write_text_config(folder, TextConfig(max_length, settings.lower_case, changes), task)
 
     def module(kind: str, write: Callable[[Path], None], what: Any, params: Params) -> Module:
         return Module(kind, (kind, what, *map(id, jax.tree.leaves(params))), write)
 
     base = settings.base if spec.lora else ""
     texts = (id(tokenizer), max_length, settings.lower_case, base)
-    inner = {name: params[name] for name in ("backbone", ADAPTER) if name in params}
+    inner = {name: params[name] for name in ("backbone", ADAPTER, VOCABULARY) if name in params}
     kind = "StaticEmbedding" if static else "Transformer"
     module_list = [
         module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)
@@ -208,6 +226,10 @@ def list_modules(
                 module_files.write_latent_attention, head=token_head, params=own
             )
         module_list.append(module(kind, write, token_head, own))
+    if vocabulary is not None:
+        size = spec.backbone.vocab_size
+        write = functools.partial(module_files.write_splade, head=vocabulary, dim=size)
+        return [*module_list, module(modules.SPLADE, write, vocabulary, {})]
     if not static:
         pooled = (spec.pooling, spec.backbone.hidden_size, settings.include_prompt)
         module_list.append(
@@ -223,8 +245,11 @@ def list_modules(
 def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, Any]:
     """Returns the fields of a model's config_sentence_transformers.json."""
     last = spec.heads[-1] if spec.heads else None
+    sparse: dict[str, Any] = {} if spec.vocabulary is None else {"model_type": "SparseEncoder"}
+    sparse |= {"max_active_dims": settings.max_active} if settings.max_active else {}
     dims = list(settings.matryoshka_dims)
     return {
+        **sparse,
         "prompts": settings.prompts,
         "default_prompt_name": settings.default_prompt_name,
         "similarity_fn_name": settings.similarity,
@@ -255,6 +280,25 @@ def _write_backbone(
             directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec)
         )
     write_tensors(directory, {**tensors, **extra_tensors}, shard_bytes)
+
+
+def _write_language_model(
+    directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int
+) -> None:
+    """Writes a backbone and its head as transformers' masked language model."""
+    family = lookup("backbone", spec.backbone.family)
+    backbone = tensors_from_params(family, dequantize_params(params["backbone"]))
+    tensors = {f"{family.prefixes[0]}{name}": value for name, value in backbone.items()}
+    config = {
+        "architectures": [f"{family.architecture.removesuffix('Model')}ForMaskedLM"],
+        "model_type": spec.backbone.family,
+        "dtype": "float32",
+        "tie_word_embeddings": True,
+    }
+    write_json(directory / "config.json", config | family.write_config(spec.backbone))
+    write_tensors(
+        directory, {**tensors, **head_tensors(spec.backbone, params[VOCABULARY])}, shard_bytes
+    )
 
 
 def _outputs(spec: EncoderSpec) -> dict[str, bool]:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from embed_jax.embedding_model import EmbeddingModel
 from embed_jax.errors import InputError
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.prompts import prompt_for
+from embed_jax.types import SparseRows
 
 Options = Callable[[Use], Mapping[str, Any]]
 
@@ -22,7 +22,7 @@ class Embedder:
     """Embeds texts for tasks, each text once for all tasks of a run.
 
     Embeddings are kept in a file without a name that is deleted with the process; memory holds 16
-    bytes and a number for each text.
+    bytes and a number for each text. Sparse ones are kept in memory.
 
     Attributes:
         name: the model's, for tables.
@@ -34,7 +34,7 @@ class Embedder:
     def __init__(
         self,
         name: str,
-        encode: Callable[..., np.ndarray],
+        encode: Callable[..., Any],
         options: Options,
         *,
         similarity: str = "cosine",
@@ -43,8 +43,8 @@ class Embedder:
 
         Args:
             name: the model's, for tables.
-            encode: `encode(texts, **options(use))` gives embeddings [N, D]; equal options and text,
-                equal embedding.
+            encode: `encode(texts, **options(use))` gives embeddings [N, D], an array or scipy's
+                CSR; equal options and text, equal embedding.
             options: the options of `encode` for a use of texts, such as a prompt.
             similarity: one of SIMILARITIES, the one that the embeddings are meant for.
         """
@@ -53,9 +53,10 @@ class Embedder:
         self._rows: dict[bytes, int] = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the Embedder lives
         self._dim = 0
+        self._sparse: Any = None  # the rows of a sparse model
 
-    def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]:
-        """Returns the embeddings of texts, float32, in their order.
+    def __call__(self, texts: Sequence[str], use: Use) -> Any:
+        """Returns the embeddings of texts [N, D], float32, in their order.
 
         Raises:
             InputError: if the model gives another number of vectors than texts, of another
@@ -69,6 +70,8 @@ class Embedder:
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         if new:
             self._add(list(new), list(new.values()), options)
+        if self._sparse is not None:
+            return self._sparse[[self._rows[key] for key in keys]]
         if not keys:
             return np.zeros((0, self._dim), np.float32)
         stored = np.memmap(self._file, np.float32, "r", shape=(len(self._rows), self._dim))
@@ -79,21 +82,30 @@ class Embedder:
         return f"{self.embedded} texts embedded"
 
     def _add(self, keys: Sequence[bytes], texts: Sequence[str], options: Mapping[str, Any]) -> None:
-        vectors = np.asarray(self._encode(texts, **options), np.float32)
+        vectors = self._encode(texts, **options)
+        is_sparse = isinstance(vectors, SparseRows)
+        vectors = vectors.tocsr() if is_sparse else np.asarray(vectors, np.float32)
         self._dim = self._dim or (vectors.shape[1] if vectors.ndim == 2 else 0)
         if vectors.shape != (len(texts), self._dim):
             raise InputError(f"{self.name}: expected {len(texts)} embeddings of {self._dim or 'D'} "
                              "numbers, "
                              f"found shape {list(vectors.shape)}")  # fmt: skip
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = np.isfinite(vectors.sum(axis=1) if is_sparse else vectors).reshape(len(texts), -1)
+        finite = finite.all(axis=1)
         if not finite.all():
             text = texts[int(np.argmin(finite))]
             raise InputError(f"{self.name}: embeddings of {(~finite).sum()} texts are not finite, "
                              "such as of "
                              f"{text[:40]!r}")  # fmt: skip
-        self._file.seek(0, 2)
-        self._file.write(vectors.tobytes())
-        self._file.flush()
+        if is_sparse:
+            import scipy.sparse
+
+            parts = [vectors] if self._sparse is None else [self._sparse, vectors]
+            self._sparse = scipy.sparse.vstack(parts, format="csr")
+        else:
+            self._file.seek(0, 2)
+            self._file.write(vectors.tobytes())
+            self._file.flush()
         start = len(self._rows)
         self._rows.update((key, start + number) for number, key in enumerate(keys))
         self.embedded += len(texts)

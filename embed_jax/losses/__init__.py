@@ -69,6 +69,7 @@ _MODULES = {
     ),
     "regularization": ("alignment", "covariance", "global_orthogonal", "uniformity", "variance"),
     "schedule": ("Schedule",),
+    "sparsity": ("flops", "l1"),
     "triplets": (
         "batch_all_triplet",
         "batch_hard_soft_margin_triplet",

@@ -22,8 +22,8 @@ AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, 
 def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
     """Makes the loss sum_k c_k L_k, where each L_k is its own weighted mean over the world.
 
-    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" for a second loss of
-    that name).
+    Metrics: the first loss's own, each other loss's as "NAME/METRIC", and each L_k as "loss/NAME"
+    ("loss/NAME_2" for a second loss of that name).
 
     Args:
         parts: (c_k, loss), where c_k may be a schedule; parameters {"0": ..., "1": ...} in this
@@ -51,6 +51,11 @@ def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
         # Numbers whose means with the common weights are the L_k.
         each = [values * factor for (values, _, _), factor in zip(results, factors, strict=True)]
         metrics = {name: metric * factors[0] for name, metric in results[0][2].items()}
+        for loss, (_, _, own_metrics), factor in list(zip(losses, results, factors, strict=True))[
+            1:
+        ]:
+            for metric, entry in own_metrics.items():
+                metrics[_free(f"{loss.name}/{metric}", metrics)] = entry * factor
         for loss, values in zip(losses, each, strict=True):
             metrics[_free(f"loss/{loss.name}", metrics)] = values
         return (

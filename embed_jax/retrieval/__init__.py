@@ -33,6 +33,7 @@ _MODULES = {
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),
     "score_store": ("ScoreStore", "read_score_file"),
+    "sparse": ("SparseSearcher", "sparse_searcher", "sparse_top_k", "write_word_weights"),
     "topk": ("dense_search", "top_k"),
     "vector_index": ("VectorIndex", "build_vector_index"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.scores import SIMILARITIES, unit_length
+from embed_jax.types import SparseRows
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
 QueryId = TypeVar("QueryId", bound=Hashable)
@@ -26,14 +27,16 @@ ENCODE_BLOCK = 65_536  # documents whose embeddings are held at a time; a multip
 
 
 def top_k(
-    queries: Float[np.ndarray, "Q D"],
-    corpus: Float[np.ndarray, "N D"] | Iterable[Float[np.ndarray, "n D"]],
+    queries: Float[np.ndarray, "Q D"] | SparseRows,
+    corpus: Float[np.ndarray, "N D"] | SparseRows | Iterable[Any],
     k: int,
     *,
     similarity: str = "dot",
     owner: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
     """Finds the k rows of `corpus` most similar to each query; exact, in float32.
+
+    Sparse embeddings are searched by `sparse_top_k`.
 
     Args:
         queries: embeddings.
@@ -52,11 +55,19 @@ def top_k(
     """
     if similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
+    if isinstance(queries, SparseRows):
+        from embed_jax.retrieval.sparse import sparse_top_k
+
+        if similarity != "dot" or owner is not None:
+            raise InputError(
+                f"sparse embeddings are searched by 'dot', by whole documents, found {similarity!r}"
+            )
+        return sparse_top_k(queries, cast(Any, corpus), k)
     finish = (
         unit_length if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
     )
     queries = finish(queries)
-    blocks = [corpus] if isinstance(corpus, np.ndarray) else corpus
+    blocks: Iterable[Any] = [corpus] if isinstance(corpus, np.ndarray) else cast(Any, corpus)
     starts = range(0, len(queries), QUERY_BLOCK)
     padded = [_pad(queries[start : start + QUERY_BLOCK], QUERY_BLOCK) for start in starts]
     best = [_nothing(len(block), k) for block in padded]
@@ -134,10 +145,12 @@ def as_run(
     queries: Sequence[QueryId],
     documents: Sequence[str],
 ) -> dict[QueryId, dict[str, float]]:
-    """Returns the results of `top_k` by the ids of queries and documents."""
+    """Returns the results of `top_k` by the ids of queries and documents; row -1 is nothing."""
     return {
         query: {
-            documents[number]: score for number, score in zip(rows_of_query, values, strict=True)
+            documents[number]: score
+            for number, score in zip(rows_of_query, values, strict=True)
+            if number >= 0
         }
         for query, rows_of_query, values in zip(
             queries, numbers.tolist(), scores.tolist(), strict=True

@@ -16,8 +16,7 @@ from embed_jax.data.pairs import CARRIED, rename_columns, retrieval_task, split_
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
-from embed_jax.routed import RoutedEncoder, load_routed
-from embed_jax.sentence import SentenceEncoder
+from embed_jax.routed import AnyEncoder, load_routed
 
 # Fields that finetune does not use: it is given the pairs, is one process, and trains one stage.
 REFUSED = {
@@ -48,7 +47,7 @@ def finetune(
     workdir: str | Path | None = None,
     evaluators: Mapping[str, Any] | None = None,
     **overrides: Any,
-) -> SentenceEncoder | RoutedEncoder:
+) -> AnyEncoder:
     """Fine-tunes a model on pairs of texts, with in-batch negatives, and returns it.
 
     With `data__holdout=0.1`, a tenth of the pairs is held out for validation and a tenth for test,
@@ -96,7 +95,7 @@ def _finetune(
     evaluators: Mapping[str, Any],
     overrides: Mapping[str, Any],
     keep: bool,
-) -> SentenceEncoder | RoutedEncoder:
+) -> AnyEncoder:
     """Trains in a directory; see `finetune`.
 
     With `keep` the directory stays, and the comparison is written there.

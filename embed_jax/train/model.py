@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer, from_transformers, load_tokenizer
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
@@ -27,18 +27,23 @@ from embed_jax.encoders.read import SavedModel, read_model, read_routes, shardin
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import keep_layers, parse_layers
 from embed_jax.encoders.spec import Backbone, EncoderSpec, LoraSpec, random_spec
+from embed_jax.encoders.static import StaticConfig
+from embed_jax.encoders.token_heads import read_head
 from embed_jax.encoders.towers import two_towers
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
 from embed_jax.errors import InputError
 from embed_jax.late_interaction import BoundLateInteraction, LateInteractionEncoder
 from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
 from embed_jax.registry import called
-from embed_jax.routed import RoutedEncoder
-from embed_jax.sentence import SentenceEncoder
+from embed_jax.routed import AnyEncoder, OneEncoder, RoutedEncoder
+from embed_jax.runtime import say
+from embed_jax.sparse import SparseEncoder, encoder_class
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
-Trained = SentenceEncoder | RoutedEncoder | CrossEncoder | LateInteractionEncoder
+Trained = AnyEncoder | CrossEncoder | LateInteractionEncoder
+TABLE = "token_weights"  # as `config.model.query`: queries of a sparse model without a transformer
 TOWERS = ("query", "document")  # routes of a model with two towers
 
 
@@ -70,7 +75,7 @@ class TrainingModel:
         return self.sentence
 
     @property
-    def embedder(self) -> SentenceEncoder | RoutedEncoder:
+    def embedder(self) -> AnyEncoder:
         """Returns the model that comes out, of a run that trains embeddings.
 
         Raises:
@@ -256,16 +261,19 @@ def _two_towers(
         compute_dtype=model.compute_dtype,
         remat=model.remat,
     )
-    query = _one_encoder(
-        dataclasses.replace(config, model=query_model, lora=Lora()),
-        mesh,
-        saved=routes.get("query"),
-        dim=document.encoder.dim,
-    )
+    if config.model.query == TABLE:
+        query = _token_weights(config, document)
+    else:
+        query = _one_encoder(
+            dataclasses.replace(config, model=query_model, lora=Lora()),
+            mesh,
+            saved=routes.get("query"),
+            dim=document.encoder.dim,
+        )
     towers = {"query": query, "document": document}
     encoders = {}
     for route, tower in towers.items():
-        assert isinstance(tower.sentence, SentenceEncoder), "a tower is one encoder"
+        assert isinstance(tower.sentence, OneEncoder), "a tower is one encoder"
         encoders[route] = tower.sentence
     sentence = RoutedEncoder(
         encoders, default_route="document", settings=encoders["document"].settings
@@ -278,6 +286,28 @@ def _two_towers(
         sentence,
         document.max_length,
     )
+
+
+def _token_weights(config: Experiment, document: TrainingModel) -> TrainingModel:
+    """Returns the tower of queries that have a table's weights, all 1 at the start.
+
+    Raises:
+        InputError: for documents whose embeddings are not sparse.
+    """
+    sentence = document.sentence
+    if not isinstance(sentence, SparseEncoder):
+        raise InputError(
+            f"config.model.query: {TABLE!r} is for sparse models: set config.model.sparse"
+        )
+    backbone = StaticConfig(vocab_size=document.encoder.dim, hidden_size=1)
+    spec = EncoderSpec(backbone, vocabulary=TokenWeights())
+    encoder = build_encoder(spec)
+    params = encoder.init(jax.random.key(0))
+    tokenizer = from_transformers(
+        sentence.tokenizer.hf, document.max_length, special_tokens=False, by_config=True
+    )
+    model = SparseEncoder(spec, params, tokenizer, sentence.settings, devices=config.train.devices)
+    return TrainingModel(encoder, params, spec, tokenizer.hf, model, document.max_length)
 
 
 def _check_towers(model: Model) -> None:
@@ -334,9 +364,12 @@ def _one_encoder(
         # Sizes and layers are those that this run trains: `describe_result` notes them.
         settings = dataclasses.replace(saved.settings, matryoshka_dims=(), adaptive_layers=False)
         pooler = saved.pooler
+    if model.sparse:
+        spec, params = _with_vocabulary(config, spec, params, key)
+        settings = dataclasses.replace(settings, similarity="dot")
     dtype = compute_dtype(model.compute_dtype)
     encoder, spec, params = _trained_encoder(config, spec, params, key, dtype, dim)
-    sentence = SentenceEncoder(
+    sentence = encoder_class(spec)(
         spec,
         params,
         tokenizer,
@@ -348,7 +381,41 @@ def _one_encoder(
     return TrainingModel(encoder, params, spec, tokenizer.hf, sentence, longest)
 
 
-def model_before(config: Experiment) -> SentenceEncoder | RoutedEncoder:
+def _with_vocabulary(
+    config: Experiment, spec: EncoderSpec, params: Params, key: jax.Array
+) -> tuple[EncoderSpec, Params]:
+    """Returns the model with a head over the vocabulary in place of pooling and heads.
+
+    It is the head of the masked language model where the files have one, else it is new.
+
+    Raises:
+        InputError: for a model without tokens' states, or of a family without such a head.
+    """
+    for name in ("mlp", "pooling", "token_head"):
+        if value := getattr(config.model, name):
+            raise InputError(f"config.model.{name}: not for a sparse model, found {value!r}")
+    head = Splade(config.model.sparse)
+    if spec.vocabulary is not None:
+        if spec.vocabulary != head:
+            raise InputError(
+                f"config.model.sparse: the model has {spec.vocabulary}, found "
+                f"{config.model.sparse!r}"
+            )
+        return spec, params
+    try:
+        own = head.init(spec.backbone, jax.random.fold_in(key, 7))
+    except InputError as error:
+        raise InputError(f"config.model.sparse: {error}") from None
+    name = config.model.name
+    read = None if name.startswith("random:") else read_head(resolve(name), spec.backbone, own)
+    if read is None:
+        say(f"sparse: {name} has no masked language model's head, a new one is trained")
+    spec = dataclasses.replace(spec, pooling="mean", heads=(), vocabulary=head)
+    kept = {name: value for name, value in params.items() if name != "heads"}
+    return spec, {**kept, "heads": {}, VOCABULARY: own if read is None else read}
+
+
+def model_before(config: Experiment) -> AnyEncoder:
     """Returns the model that a run starts from, to compare the result with.
 
     It is without the adapter that is trained.

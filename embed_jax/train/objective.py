@@ -24,9 +24,8 @@ from embed_jax.losses.compose import per_dataset, weighted_sum
 from embed_jax.losses.expression import arguments_of, build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.pretrained import tokenizer_of
-from embed_jax.routed import RoutedEncoder
+from embed_jax.routed import AnyEncoder
 from embed_jax.runtime import say
-from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.model import TrainingModel, compute_dtype
 from embed_jax.train.prompts import settle_prompts
 from embed_jax.train.sources import ONLY
@@ -110,6 +109,11 @@ def embedding_objective(
             raise InputError(
                 f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''"
             )
+    if model.spec.vocabulary is not None and config.loss.similarity != "dot":
+        raise InputError(
+            "config.loss.similarity: expected 'dot' for sparse embeddings, found "
+            f"{config.loss.similarity!r}"
+        )
     if config.queue.size and not loss.about.queue:
         raise InputError(
             f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives"
@@ -143,7 +147,7 @@ def embedding_objective(
         layers=loss.about.layers,
     )
     prompts = ("", "")
-    if isinstance(model.sentence, (SentenceEncoder, RoutedEncoder)):
+    if isinstance(model.sentence, AnyEncoder):
         prompts = describe_result(config, model.sentence, loss.about)
     return Objective(
         loss.name,
@@ -165,7 +169,7 @@ def _teacher_files(config: Experiment) -> list[str]:
 
 def describe_result(
     config: Experiment,
-    sentence: SentenceEncoder | RoutedEncoder,
+    sentence: AnyEncoder,
     about: About,
     *,
     prompted: bool = True,

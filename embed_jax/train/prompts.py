@@ -11,9 +11,8 @@ from embed_jax.config import Data, Experiment, Source
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.prompts import fill_template
-from embed_jax.routed import RoutedEncoder
+from embed_jax.routed import AnyEncoder
 from embed_jax.runtime import say
-from embed_jax.sentence import SentenceEncoder
 
 
 def given_prompts(
@@ -64,7 +63,7 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
         raise InputError(f"config.data.{error}") from None
 
 
-def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
+def training_prompts(config: Experiment, model: AnyEncoder) -> tuple[str, str]:
     """Returns the prompts of anchors and candidates: the config's, else the model's default."""
     default = model.default_prompt_name
     usual = "" if default is None else model.prompts.get(default, "")
@@ -73,7 +72,7 @@ def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder)
 
 
 def training_encoders(
-    config: Experiment, model: SentenceEncoder | RoutedEncoder
+    config: Experiment, model: AnyEncoder
 ) -> tuple[Callable[[Sequence[str]], np.ndarray], Callable[[Sequence[str]], np.ndarray]]:
     """Returns the functions that embed queries and documents.
 
@@ -87,7 +86,7 @@ def training_encoders(
     )
 
 
-def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
+def settle_prompts(config: Experiment, model: AnyEncoder) -> tuple[str, str]:
     """Returns the prompts of anchors and candidates, and gives them to the resulting model.
 
     There they are "query" and "document". A data set of a mixture with its own prompts leaves them

@@ -15,7 +15,19 @@ from typing import Any
 from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
-from . import loss, maxsim, memory, mining, multi_vector, pairs, queries, scaling, speed, suite
+from . import (
+    loss,
+    maxsim,
+    memory,
+    mining,
+    multi_vector,
+    pairs,
+    queries,
+    scaling,
+    speed,
+    suite,
+    vocabulary,
+)
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -30,6 +42,7 @@ EXAMPLES = """examples:
   python -m scripts.bench pairs --against sentence-transformers
   python -m scripts.bench queries --model runs/two_towers,runs/quickstart
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
+  python -m scripts.bench vocabulary --memory 8
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model MODEL --against mteb
 
@@ -110,6 +123,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "memory and traffic of a training step by number of devices",
             scaling,
             scaling.bench_scaling,
+        ),
+        (
+            "vocabulary",
+            "memory of the head of sparse models",
+            vocabulary,
+            vocabulary.bench_vocabulary,
         ),
     ):
         add(

@@ -21,6 +21,7 @@ from embed_jax.losses import (
     pointwise,
     ranking,
     regularization,
+    sparsity,
     triplets,
 )
 from embed_jax.losses.base import Loss
@@ -29,7 +30,7 @@ from embed_jax.world import make_columns
 
 MODULES = (
     *(pairwise, triplets, classification, distillation),
-    *(pointwise, listwise, ranking, regularization),
+    *(pointwise, listwise, ranking, regularization, sparsity),
 )
 LOSSES = [
     function
