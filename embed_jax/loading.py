@@ -55,7 +55,7 @@ def load_encoder(
 
 def load_embedding_model(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder | RoutedEncoder:
+) -> AnyEncoder:
     """Loads a model of any kind that gives each text one vector.
 
     Args:

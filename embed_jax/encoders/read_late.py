@@ -63,7 +63,7 @@ def read_late_interaction(directory: Path) -> SavedLateInteraction:
     pylate = kind == LATE_INTERACTION[1]
     settings = read_optional(directory / SETTINGS, json_fields.PYLATE)
     first = directory / folders[0][1]
-    read = read_first(first, False, False, None, of_tokens=True)
+    read = read_first(first, "Transformer", False, None, of_tokens=True)
     heads, params = _read_heads(directory, folders)
     texts = _pylate_texts(settings) if pylate else _texts(directory, folders, read.texts)
     if pylate:

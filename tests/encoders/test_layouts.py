@@ -572,8 +572,8 @@ def refused(directory, message, read=read_model):
 
 
 ACCEPTED = (
-    "known: Dense, Dropout, LatentAttention, LayerNorm, LogitScore, Normalize, Pooling, "
-    "StaticEmbedding, Transformer, Weight"
+    "known: Dense, Dropout, LatentAttention, LayerNorm, LogitScore, MLMTransformer, Normalize, "
+    "Pooling, SparseStaticEmbedding, SpladePooling, StaticEmbedding, Transformer, Weight"
 )
 
 
@@ -590,8 +590,8 @@ ACCEPTED = (
         ),
         (
             1,
-            "sentence_transformers.sparse_encoder.models.SpladePooling",
-            "unknown module 'SpladePooling'",
+            "sentence_transformers.sparse_encoder.models.SparseAutoEncoder",
+            "unknown module 'SparseAutoEncoder'",
         ),
         (
             0,
