@@ -23,12 +23,8 @@ STEPS = (
     ("remote", "scores", "pair_scores", "world"),
     ("maxsim", "token_pooling"),
     ("encoders", "losses", "parallel", "data", "prompts"),
-<<<<<<< HEAD
     ("pretrained", "encode_options", "embedding_model", "token_sides"),
-=======
-    ("pretrained", "encode_options", "embedding_model"),
     ("text_model",),
->>>>>>> 0482f66 (Sparse embeddings: SPLADE's head in tiles of the vocabulary, inference-free queries, SparseEncoder, layouts of sentence-transformers there and back, FLOPS and L1 over the world, exact search, word weights for Lucene, experiments.sparse and configs)
     ("sentence", "cross_encoder", "late_interaction", "catalogue"),
     ("sparse",),
     ("routed", "static"),

@@ -37,18 +37,11 @@ def bench_maxsim(args: argparse.Namespace) -> None:
     memory = [compiled.memory_analysis().temp_size_in_bytes / 2**20 for compiled, _ in sides]
     runs = [lambda compiled=compiled, data=data: _run(compiled, data) for compiled, data in sides]
     seconds = alternate(runs, args.repeat)
-<<<<<<< HEAD
     medians = [statistics.median(taken) for taken in seconds]
     rows: list[tuple[str, str, float, float, float]] = [
         ("temporaries", "MiB", memory[0], memory[1], memory[0] / memory[1]),
         ("gradient", "s", medians[0], medians[1], median_ratio(*seconds)),
     ]
-=======
-    rows: tuple[tuple[Any, ...], ...] = (
-        ("temporaries", "MiB", *memory, memory[0] / memory[1]),
-        ("gradient", "s", *map(statistics.median, seconds), median_ratio(*seconds)),
-    )
->>>>>>> 7bbdc0c (Sparse: types beside late interaction)
     if not args.json:
         print_row(("", "ours", "textbook", "ratio"), WIDTHS)
     for name, unit, ours, other, ratio in rows:

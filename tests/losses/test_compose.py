@@ -399,13 +399,13 @@ def test_a_sum_is_the_sum_of_the_losses_means():
     assert float(total) == pytest.approx(sum(c * part for c, part in parts.values()), rel=1e-6)
     expected = {name: part for name, (_, part) in parts.items()}
     expected |= {name: float(metric) for name, metric in means(power_1, columns, {})[1].items()}
-    for loss, name, own in (
+    for term, name, own in (
         (bind(contrast), "contrast/{}", params["1"]),
         (plain, "size/{}", {}),
         (plain, "size/{}_2", {}),
         (triples, "triple/{}", {}),
     ):
-        own_metrics = means(loss, columns, own)[1]
+        own_metrics = means(term, columns, own)[1]
         expected |= {name.format(key): float(metric) for key, metric in own_metrics.items()}
     assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(
         expected, rel=1e-6
