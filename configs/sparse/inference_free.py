@@ -50,6 +50,7 @@ def get_config(cut: str = "") -> Experiment:
         config.optim.warmup = 0.1
         config.train.steps = 10
         config.eval.retrieval = "python_docs"
+        config.eval.test_split = "test"
         config.eval.metric = ""
         config.eval.every = -1
         config.checkpoint.every = 0
