@@ -18,7 +18,7 @@ from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment
 from embed_jax.data.pairs import SearchTask
 from embed_jax.errors import InputError, exit_with_one_line, require
-from embed_jax.evals.retrieval import evaluate_search
+from embed_jax.evals.search import evaluate_search
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.sparse import sparse_top_k
 from embed_jax.retrieval.topk import as_run
