@@ -32,7 +32,7 @@ TEXTS = ["the cat", "", "music in the city", "a red house " * 3]
 def one_device():
     """Use one device: it compiles faster than eight and gives the same results."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embed_jax.sentence.make_mesh", lambda devices=0: make_mesh(1))
+        patch.setattr("embed_jax.text_model.make_mesh", lambda devices=0: make_mesh(1))
         yield
 
 
