@@ -1,4 +1,4 @@
-"""A model that embeds texts with a backbone of its own, whatever its embeddings are."""
+"""A model that embeds texts with one backbone, whatever its embeddings are."""
 
 from __future__ import annotations
 

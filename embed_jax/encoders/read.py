@@ -241,7 +241,7 @@ def _read_vocabulary(
 
     Args:
         last: the folder of the last module.
-        transformer: that of the language model; None: there is none, but a table.
+        transformer: that of the language model; None: a table is read instead.
         backbone: the backbone's frozen dataclass.
     """
     if transformer is None:

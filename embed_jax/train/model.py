@@ -411,8 +411,8 @@ def _with_vocabulary(
     if read is None:
         say(f"sparse: {name} has no masked language model's head, a new one is trained")
     spec = dataclasses.replace(spec, pooling="mean", heads=(), vocabulary=head)
-    kept = {name: value for name, value in params.items() if name != "heads"}
-    return spec, {**kept, "heads": {}, VOCABULARY: own if read is None else read}
+    others = {name: value for name, value in params.items() if name != "heads"}
+    return spec, {**others, "heads": {}, VOCABULARY: own if read is None else read}
 
 
 def model_before(config: Experiment) -> AnyEncoder:
