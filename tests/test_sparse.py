@@ -79,8 +79,8 @@ def peer(directory):
 
 def assert_alike(model, other):
     for encode in ("encode_query", "encode_document"):
-        ours, theirs = getattr(model, encode)(TEXTS), getattr(other, encode)(TEXTS)
-        np.testing.assert_allclose(ours.toarray(), theirs.to_dense().numpy(), atol=1e-5)
+        ours, peer_values = getattr(model, encode)(TEXTS), getattr(other, encode)(TEXTS)
+        np.testing.assert_allclose(ours.toarray(), peer_values.to_dense().numpy(), atol=1e-5)
         assert ours.nnz < 0.9 * np.prod(ours.shape)
 
 
@@ -126,22 +126,24 @@ def test_gradients_are_those_of_sentence_transformers(layouts):
         (head["dense"]["kernel"].T, "cls.predictions.transform.dense.weight"),
         (head["bias"], "cls.predictions.bias"),
     ):
-        theirs = expected[name].numpy()
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
+        peer_values = expected[name].numpy()
+        np.testing.assert_allclose(
+            ours, peer_values, atol=1e-4 * np.abs(peer_values).max(), err_msg=name
+        )
 
 
 def test_the_largest_weights_and_their_words(layouts):
     model, other = embed_jax.load(layouts / "splade"), peer(layouts / "splade")
     ours = model.encode_document(TEXTS, max_active=5)
-    theirs = other.encode_document(TEXTS, max_active_dims=5)
-    np.testing.assert_allclose(ours.toarray(), theirs.to_dense().numpy(), atol=1e-5)
+    peer_values = other.encode_document(TEXTS, max_active_dims=5)
+    np.testing.assert_allclose(ours.toarray(), peer_values.to_dense().numpy(), atol=1e-5)
     words = [[word for word, _ in row] for row in model.decode(ours, top_k=3)]
-    expected = [[word for word, _ in row] for row in other.decode(theirs, top_k=3)]
+    expected = [[word for word, _ in row] for row in other.decode(peer_values, top_k=3)]
     assert words == expected and all(len(row) == 3 for row in words)
     first, second = model.encode(TEXTS[0]), model.encode(TEXTS[1])
     shared = model.overlap(first, second)
-    theirs = other.intersection(other.encode(TEXTS[0]), other.encode(TEXTS[1]))
-    np.testing.assert_allclose(shared.toarray()[0], theirs.to_dense().numpy(), atol=1e-5)
+    peer_values = other.intersection(other.encode(TEXTS[0]), other.encode(TEXTS[1]))
+    np.testing.assert_allclose(shared.toarray()[0], peer_values.to_dense().numpy(), atol=1e-5)
     assert shared.sum() == pytest.approx(model.similarity(first, second)[0, 0], rel=1e-5)
 
 

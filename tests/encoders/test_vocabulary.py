@@ -69,8 +69,8 @@ def test_weights_and_gradients_are_those_of_all_logits(head, tile, monkeypatch):
     assert not np.any(weights[3]) and np.count_nonzero(weights[:3]) > WORDS
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     assert np.abs(gradient["vocabulary"]["bias"]).max() > 0.1
-    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slopes), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    for ours, peer_values in zip(jax.tree.leaves(gradient), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(ours, peer_values, atol=2e-5)
 
 
 def test_a_table_gives_present_words_their_weight_once():
@@ -129,6 +129,6 @@ def test_the_plan_never_has_the_logits_of_all_tokens():
 
     texts, tokens, size, width = 8, 64, 20_000, 16
     logits = 4 * texts * tokens * size
-    kept = 4 * (2 * (texts * tokens * width + size * width + size) + 3 * texts * size)
-    assert planned_bytes(tiled, texts, tokens, size, width) < kept + 0.5 * logits
-    assert planned_bytes(all_logits, texts, tokens, size, width) > kept + logits
+    needed = 4 * (2 * (texts * tokens * width + size * width + size) + 3 * texts * size)
+    assert planned_bytes(tiled, texts, tokens, size, width) < needed + 0.5 * logits
+    assert planned_bytes(all_logits, texts, tokens, size, width) > needed + logits

@@ -71,7 +71,7 @@ def test_ready_embeddings_on_devices_and_in_forms(name):
         values, weights, _ = loss.on_world(own, world, {})
         return total(jnp.sum(values * weights)) / total(jnp.sum(weights))
 
-    def alone(embeddings, columns, form):
+    def on_one_device(embeddings, columns, form):
         own = columns.replace(embeddings=embeddings)
         return mean(own, local_world(own, form, tile=3), lambda value: value)
 
@@ -91,7 +91,7 @@ def test_ready_embeddings_on_devices_and_in_forms(name):
         return mapped(embeddings, columns)
 
     def every(embeddings, columns):
-        forms = [(alone, "dense"), (alone, "tiled")]
+        forms = [(on_one_device, "dense"), (on_one_device, "tiled")]
         forms += [(split, form) for form in ("dense", "tiled", "ring")]
         return {
             f"{function.__name__} {form}": jax.value_and_grad(function)(embeddings, columns, form)
@@ -100,7 +100,7 @@ def test_ready_embeddings_on_devices_and_in_forms(name):
 
     results = jax.jit(every, compiler_options=QUICKLY)(columns.embeddings, columns)
     for form, result in results.items():
-        assert_same(result, results["alone dense"], form)
+        assert_same(result, results["on_one_device dense"], form)
 
 
 def make_batch(groups):

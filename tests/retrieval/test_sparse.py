@@ -33,9 +33,9 @@ def test_equals_sorting_everything(monkeypatch, queries, corpus, k):
     rows = np.where(ranked > 0, np.pad(order, missing), -1)
     blocks = [right[start : start + 7] for start in range(0, corpus, 7)]
     for searched in (right, blocks):
-        scores, found = sparse_top_k(left, searched, k)
+        scores, indices = sparse_top_k(left, searched, k)
         np.testing.assert_array_equal(scores, ranked)
-        np.testing.assert_array_equal(found, rows)
+        np.testing.assert_array_equal(indices, rows)
     np.testing.assert_array_equal(top_k(left, right, k)[1], rows)
 
 
@@ -49,8 +49,8 @@ def test_a_search_by_texts_leaves_out_what_shares_no_word():
     run = dense_search(encode, encode, corpus, queries, 3, similarity="dot")
     assert run == {"x": {"2": 5.0, "1": 2.0}, "y": {}}
     searcher = sparse_searcher(encode, encode, list(corpus.values()))
-    scores, found = searcher.search(["b", ""], 2)
-    assert found.tolist() == [[1, 0], [-1, -1]] and scores[0].tolist() == [5.0, 2.0]
+    scores, indices = searcher.search(["b", ""], 2)
+    assert indices.tolist() == [[1, 0], [-1, -1]] and scores[0].tolist() == [5.0, 2.0]
     assert searcher.score(["b", "c"], np.array([[2, 1], [2, -1]])).tolist() == [
         [0.0, 5.0],
         [9.0, -np.inf],
