@@ -40,6 +40,8 @@ from embed_jax.token_sides import register_markers, side_tokenizer
 from embed_jax.types import Params, TokenBatch
 
 TokenVectors = list[Float[np.ndarray, "_ d"]]
+# What is compared: texts of one number of tokens may stand in one array.
+EncodedTexts = TokenVectors | Float[np.ndarray, "_ _ d"]
 
 
 class LateInteractionEncoder(PicklesByParts):
@@ -243,12 +245,12 @@ class LateInteractionEncoder(PicklesByParts):
         protected, normalize = self.texts.protected_tokens, self.texts.normalize_pooled
         return pool_tokens(tokens, factor, protected=protected, normalize=normalize)
 
-    def similarity(self, queries: TokenVectors, documents: TokenVectors) -> Any:
+    def similarity(self, queries: EncodedTexts, documents: EncodedTexts) -> np.ndarray:
         """Computes the score of each encoded query with each encoded document, float32 `[Q, N]`."""
         mean = self.similarity_fn_name == "mean_maxsim"
-        return maxsim_matrix(queries, documents, mean=mean)
+        return maxsim_matrix(list(queries), list(documents), mean=mean)
 
-    def similarity_pairwise(self, queries: TokenVectors, documents: TokenVectors) -> Any:
+    def similarity_pairwise(self, queries: EncodedTexts, documents: EncodedTexts) -> np.ndarray:
         """Computes the score of each encoded query with the document at the same position."""
         pairs = zip(queries, documents, strict=True)
         scores = [self.similarity([query], [document])[0, 0] for query, document in pairs]

@@ -134,12 +134,15 @@ DISTRIBUTIONS = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 REACHED = {
     "embed_jax/evals/mteb.py": {"torch"},
     "embed_jax/evals/mteb_tasks.py": {"datasets"},
-    "embed_jax/export/onnx.py": {"onnx"},
+    "embed_jax/export/onnx.py": {"onnx", "onnxruntime"},
     "embed_jax/export/onnx_graph.py": {"onnx"},
     "embed_jax/train/tracking.py": {"torch"},
     "scripts/bench/pairs.py": {"torch", "sentence_transformers"},
     "scripts/bench/speed.py": {"torch", "sentence_transformers"},
     "scripts/bench/suite.py": {"datasets", "sentence_transformers"},
+    "scripts/replicate/embedders.py": {"torch", "sentence_transformers"},
+    "scripts/replicate/pairs.py": {"torch", "sentence_transformers"},
+    "scripts/replicate/training.py": {"torch"},
 }
 
 

@@ -227,7 +227,7 @@ def test_python_in_a_readme_compiles(name):
 def test_shell_scripts_test_files_and_extras_exist(name):
     text = README[ROOT / name]
     for line in re.findall(r"bash ((?:scripts|\.ci)/[^`#\n]*)", text):
-        words = [word for word in line.split() if "/" in word and not word.startswith("-")]
+        words = [line.split()[0], *re.findall(r"(?:scripts|tests|\.ci)/\S*", line)]
         assert all((ROOT / word.rstrip(":")).exists() for word in words), f"{name}: bash {line}"
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
