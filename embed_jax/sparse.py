@@ -8,9 +8,10 @@ model.decode(documents)  # the words and their weights
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -201,7 +202,8 @@ class SparseEncoder(TextModel[Any]):
         return a.tocsr().multiply(b.tocsr()).tocsr()
 
 
-class SparseStatistics(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SparseStatistics:
     """Statistics of the embeddings of queries and documents.
 
     Attributes:

@@ -10,6 +10,7 @@ inverse document frequencies of the corpus. Ends with a search of the test split
 model, and what such a search costs: `sparse.json` in the work directory.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def compare_with_bm25(
     def search(corpus, queries, k):
         of_queries: Any = model.encode_query(list(queries.values()))
         of_documents: Any = model.encode_document(list(corpus.values()))
-        statistics.update(sparse_statistics(of_queries, of_documents)._asdict())
+        statistics.update(dataclasses.asdict(sparse_statistics(of_queries, of_documents)))
         return as_run(*sparse_top_k(of_queries, of_documents, k), list(queries), list(corpus))
 
     results = {

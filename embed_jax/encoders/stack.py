@@ -162,7 +162,7 @@ class Stack(nn.Module):
             return module.apply(variables, hidden, own, queries, *shared, rngs=rngs)[0]
 
         def select(index: Any, *trees: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf[index], trees)
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], trees)
 
         def step(hidden: Array, inputs: Any) -> tuple[Array, None]:
             variables, own, key = inputs

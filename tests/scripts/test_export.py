@@ -47,7 +47,7 @@ TEXTS = ["the cat", "a dog plays music in the house", "", "water " * 30]
 def one_device():
     """Use one device: it compiles faster than eight and gives the same results."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("sentence", "cross_encoder", "train.run"):
+        for module in ("text_model", "cross_encoder", "train.run"):
             patch.setattr(f"embed_jax.{module}.make_mesh", lambda devices=0: make_mesh(1))
         yield
 

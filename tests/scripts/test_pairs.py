@@ -136,13 +136,14 @@ def test_paraphrases_by_an_embedding_model(run, tmp_path, tiny_model, sentences)
 def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
     model = types.SimpleNamespace(
         num_labels=1,
+        activation="identity",
         score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]),
         logits=len,
     )
     module = types.ModuleType("embed_jax.cross_encoder")
     module.load_cross_encoder = {
         "some/model": model,
-        "some/nli": types.SimpleNamespace(num_labels=3, logits=len),
+        "some/nli": types.SimpleNamespace(num_labels=3, activation="identity", logits=len),
     }.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
     path = write(

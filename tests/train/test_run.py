@@ -68,7 +68,7 @@ FAST = ("an adapter",)
 def one_device():
     """Use one device: it compiles faster than eight and gives the same results."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("sentence", "train.run"):
+        for module in ("text_model", "train.run"):
             patch.setattr(f"embed_jax.{module}.make_mesh", lambda devices=0: make_mesh(1))
         yield
 
