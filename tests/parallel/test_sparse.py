@@ -66,9 +66,10 @@ def some_columns():
 @pytest.mark.parametrize("name", LOSSES)
 def test_ready_embeddings_on_devices_and_in_forms(name):
     loss, columns = make_loss(name), some_columns()
+    params = loss.init(VOCAB, jax.random.key(0))
 
     def mean(own, world, total):
-        values, weights, _ = loss.on_world(own, world, {})
+        values, weights, _ = loss.on_world(own, world, params)
         return total(jnp.sum(values * weights)) / total(jnp.sum(weights))
 
     def on_one_device(embeddings, columns, form):
