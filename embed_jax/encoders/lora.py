@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders.family import Family, Part
 from embed_jax.encoders.int8 import Int8, dequantize_params
-from embed_jax.encoders.layers import Linear, dropout
+from embed_jax.encoders.layers import Linear, dropout, matrix_product
 from embed_jax.encoders.spec import ALL_LINEAR, EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.errors import InputError
@@ -255,14 +255,15 @@ def _add_adapter_product(
     b: Array = module.get_variable(ADAPTER, "b")
     key = module.make_rng(ADAPTER) if lora.dropout and module.has_rng(ADAPTER) else None
     flat = dropout(x.reshape(-1, x.shape[-1]).astype(dtype), lora.dropout, key)
-    change = (lora.scale * (flat @ a.astype(dtype))) @ b.astype(dtype)
+    change = lora.scale * matrix_product(flat, a.astype(dtype))
+    change = matrix_product(change, b.astype(dtype))
     if lora.dora:
         kernel: Array = module.get_variable("params", "kernel")
         full = kernel.astype(jnp.float32) + lora.scale * jnp.matmul(a, b, precision="highest")
         norm = lax.stop_gradient(jnp.linalg.norm(full, axis=0))
         ratio = module.get_variable(ADAPTER, "magnitude") / norm
         if key is not None:
-            base = flat @ kernel.astype(dtype)
+            base = matrix_product(flat, kernel.astype(dtype))
         else:
             base = result.reshape(change.shape)
             base = (

@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from embed_jax.encoders.layers import ACTIVATIONS, dropout, keep_mask
+from embed_jax.encoders.layers import ACTIVATIONS, dropout, keep_mask, matrix_product
 from embed_jax.errors import InputError
 
 SHAPE = (16, 250, 250)
@@ -90,3 +90,39 @@ def test_unknown_activation():
 
     with pytest.raises(InputError, match="unknown activation 'gelo' .did you mean 'gelu'"):
         activation("gelo")
+
+
+def test_products_in_bfloat16_and_their_gradients_are_rounded_once():
+    """Sums are of float32 products of the rounded numbers, and only the results are rounded."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel, weights = (
+        jax.random.normal(key, shape).astype(jnp.bfloat16)
+        for key, shape in zip(keys, [(96, 700), (700, 24), (96, 24)], strict=True)
+    )
+
+    def backward(product, *inputs):
+        value, pull = jax.vjp(product, *inputs)
+        return value, *pull(weights.astype(value.dtype))
+
+    exact = backward(jnp.matmul, *(a.astype(jnp.float32) for a in (x, kernel)))
+    for got, expected in zip(backward(matrix_product, x, kernel), exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        got = got.astype(jnp.float32)
+        # Half a unit in the last of bfloat16's eight places, and float32's own rounding.
+        assert jnp.all(jnp.abs(got - expected) <= 2.0**-8 * jnp.abs(expected) + 1e-4)
+
+
+def test_the_gradient_of_a_bfloat16_kernel_is_summed_over_devices():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(0), (8, 16)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (16, 4)).astype(jnp.bfloat16)
+    parted = jax.shard_map(
+        matrix_product, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+
+    def gradient(product):
+        return jax.jit(jax.grad(lambda k: (product(x, k).astype(jnp.float32) ** 2).sum()))(kernel)
+
+    np.testing.assert_allclose(
+        np.float32(gradient(parted)), np.float32(gradient(matrix_product)), rtol=2e-2, atol=0.25
+    )
