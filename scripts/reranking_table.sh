@@ -5,7 +5,8 @@
 # DATA has wikiqa_rerank, scifact and nfcorpus_filtered. Every step is skipped where its result is there, or resumes: of
 # more QUERIES or a larger DEPTH only new pairs are scored. Variables: LISTS, training lists of a data set; LENGTH, tokens
 # of a pair; QUERIES, the size of a test sample; DEPTH, at most 100, that is reranked; STAGES, the searches; DTYPE, of the
-# scores: bfloat16 is faster on processors with AMX; PYTHON, the interpreter; MORE, options of every training, such as --config.model.name=runs/reranking_table/wikiqa/lambda/model.
+# scores: bfloat16 is faster on processors with AMX; PYTHON, the interpreter; MORE, options of every training, such as
+# --config.model.name=runs/reranking_table/wikiqa/lambda/model.
 set -euo pipefail
 data=$1 out=$2
 shift 2
@@ -56,7 +57,8 @@ for name in ${sets[*]}; do
     for reranker in BCE=bce LambdaLoss=lambda distilled=distilled; do
         model=${reranker#*=}
         "$python" -m scripts.annotate --beir "$task" --split test "${runs[@]}" --depth "$depth" \
-            --model "$at/$model/model" --compute-dtype "${DTYPE:-float32}" --activation identity --scores-only --output "$at/scores.$model.jsonl"
+            --model "$at/$model/model" --compute-dtype "${DTYPE:-float32}" --activation identity --scores-only \
+            --output "$at/scores.$model.jsonl"
         scores+=(--scores "${reranker%%=*}=$at/scores.$model.jsonl" --model "${reranker%%=*}=$at/$model/model")
     done
     "$python" -m scripts.rerank compare --data "$task" "${named[@]}" --depth "$depth" "${scores[@]}" \
