@@ -29,7 +29,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import ChatFormat
 from embed_jax.encoders.write_classifier import write_classifier, write_classifier_adapter
 from embed_jax.errors import InputError, warn
-from embed_jax.pair_scores import ACTIVATIONS
+from embed_jax.pair_scores import ACTIVATIONS, best_first, check_pairs, check_top_k
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
@@ -196,16 +196,10 @@ class CrossEncoder(PicklesByParts):
                 f"rank: expected a model with one label, found {self.num_labels}; `score` gives "
                 "the scores of all of them"
             )
-        if top_k is not None and top_k < 0:
-            raise InputError(f"top_k: expected a number from 0, found {top_k}")
+        check_top_k(top_k)
         logits = self.logits([query] * len(passages), passages, batch_tokens=batch_tokens)[:, 0]
         scores = ACTIVATIONS[self.activation](logits)
-        order = np.argsort(-logits, kind="stable")[:top_k].tolist()
-        return [
-            {"corpus_id": index, "score": float(scores[index])}
-            | ({"text": passages[index]} if return_documents else {})
-            for index in order
-        ]
+        return best_first(passages, scores, top_k, by=logits, return_documents=return_documents)
 
     def logits(
         self,
@@ -230,14 +224,7 @@ class CrossEncoder(PicklesByParts):
                 one pair's length, or a query that leaves no room for a passage where only the
                 passage is cut.
         """
-        if isinstance(queries, str) or isinstance(passages, str):
-            raise InputError(
-                "queries and passages: expected a list of strings each, found a string"
-            )
-        if len(queries) != len(passages):
-            raise InputError(
-                f"expected as many passages as queries, found {len(passages)} and {len(queries)}"
-            )
+        check_pairs(queries, passages)
         params = self.params if params is None else gather_params(params, self._mesh)
         batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
         logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.data.pack import UNPOOLED
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
-from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.window import pack_window, text_windows
 from embed_jax.embedding_model import Setting
 from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.build import build_encoder
@@ -28,15 +28,21 @@ from embed_jax.encoders.token_settings import SIDES, TokenSettings
 from embed_jax.encoders.write_late import write_late_interaction
 from embed_jax.errors import InputError, warn
 from embed_jax.maxsim import maxsim_matrix
+from embed_jax.pair_scores import best_first, check_pairs, check_top_k
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
+from embed_jax.parallel.inference import (
+    PicklesByParts,
+    default_batch_tokens,
+    progress_bar,
+    run_batches,
+)
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer
 from embed_jax.prompts import prompt_for, resolve_prompt
 from embed_jax.registry import unknown
 from embed_jax.scores import truncate
 from embed_jax.token_pooling import pool_tokens
-from embed_jax.token_sides import register_markers, side_tokenizer
+from embed_jax.token_sides import saved_tokenizer, side_tokenizer
 from embed_jax.types import Params, TokenBatch
 
 TokenVectors = list[Float[np.ndarray, "_ d"]]
@@ -188,20 +194,17 @@ class LateInteractionEncoder(PicklesByParts):
         prefix = resolve_prompt(self.prompts, "", prompt_name=prompt_name, prompt=prompt)
         text_list = [texts] if isinstance(texts, str) else list(texts)
         params = gather_params(self.params if params is None else params, self._mesh)
-        starts: Iterable[int] = range(0, len(text_list), WINDOW)
-        if show_progress:
-            import tqdm
-
-            starts = tqdm.tqdm(starts, unit_scale=WINDOW, unit="text", dynamic_ncols=True)
         vectors: TokenVectors = []
         truncated = 0
-        for start in starts:
-            window = text_list[start : start + WINDOW]
-            cut, encoded = self._encode_window(window, task, prefix, params, batch_tokens)
-            truncated += cut
-            for tokens in encoded:
-                tokens = truncate(tokens, dim) if dim not in (0, self.dim) else tokens
-                vectors.append(self._pool(tokens, pool_factor) if task == "document" else tokens)
+        with progress_bar(show_progress, len(text_list)) as advance:
+            for window in text_windows(text_list):
+                cut, encoded = self._encode_window(window, task, prefix, params, batch_tokens)
+                truncated += cut
+                for tokens in encoded:
+                    tokens = truncate(tokens, dim) if dim not in (0, self.dim) else tokens
+                    tokens = self._pool(tokens, pool_factor) if task == "document" else tokens
+                    vectors.append(tokens)
+                advance(len(window))
         if truncated:
             limit = self.tokenizers[task].max_length
             kind = "queries" if task == "query" else "documents"
@@ -271,14 +274,7 @@ class LateInteractionEncoder(PicklesByParts):
         Raises:
             InputError: for unequal lengths; see also `encode`.
         """
-        if isinstance(queries, str) or isinstance(documents, str):
-            raise InputError(
-                "queries and documents: expected a list of strings each, found a string"
-            )
-        if len(queries) != len(documents):
-            raise InputError(
-                f"expected as many documents as queries, found {len(documents)} and {len(queries)}"
-            )
+        check_pairs(queries, documents, "documents")
         sides = []
         for task, texts in zip(SIDES, (queries, documents), strict=True):
             unique = list(dict.fromkeys(texts))
@@ -314,14 +310,9 @@ class LateInteractionEncoder(PicklesByParts):
         Raises:
             InputError: for a negative `top_k`; see also `encode`.
         """
-        if top_k is not None and top_k < 0:
-            raise InputError(f"top_k: expected a number from 0, found {top_k}")
+        check_top_k(top_k)
         scores = self.score([query] * len(documents), documents, batch_tokens=batch_tokens)
-        return [
-            {"corpus_id": index, "score": float(scores[index])}
-            | ({"text": documents[index]} if return_documents else {})
-            for index in np.argsort(-scores, kind="stable")[:top_k].tolist()
-        ]
+        return best_first(documents, scores, top_k, return_documents=return_documents)
 
     def with_params(self, params: Params) -> LateInteractionEncoder:
         """Returns the same model with other parameters."""
@@ -421,12 +412,7 @@ def load_late_interaction_encoder(
     texts = saved.texts
     if max_length:
         texts = dataclasses.replace(texts, document_length=max_length)
-    length = max(saved.max_length, max_length)
-    tokenizer = load_tokenizer(
-        saved.tokenizer_directory, length, lower_case=saved.settings.lower_case
-    )
-    if saved.marked:
-        tokenizer = register_markers(tokenizer, saved.settings.prompts.values())
+    tokenizer = saved_tokenizer(saved, max(saved.max_length, max_length))
     return LateInteractionEncoder(
         saved.spec, saved.params, tokenizer, saved.settings, texts, compute_dtype=compute_dtype
     )

@@ -1,10 +1,10 @@
-"""Scores of pairs of texts: the functions that give them, and the one check of what they give."""
+"""Scores of pairs of texts: the functions that give them, checks of both, and the ranking."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -65,6 +65,60 @@ class BoundCrossEncoder:
             queries, passages, batch_tokens=self.batch_tokens, params=self.params
         )
         return logits[:, 0] if self.model.num_labels == 1 else logits
+
+
+def check_pairs(queries: Sequence[str], passages: Sequence[str], name: str = "passages") -> None:
+    """Raises an InputError unless there are two lists of texts of equal length.
+
+    Args:
+        queries: the first texts.
+        passages: the second texts.
+        name: what the caller calls the second texts, for messages.
+    """
+    if isinstance(queries, str) or isinstance(passages, str):
+        raise InputError(f"queries and {name}: expected a list of strings each, found a string")
+    if len(queries) != len(passages):
+        raise InputError(
+            f"expected as many {name} as queries, found {len(passages)} and {len(queries)}"
+        )
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Raises an InputError for a negative number of results; None stands for all."""
+    if top_k is not None and top_k < 0:
+        raise InputError(f"top_k: expected a number from 0, found {top_k}")
+
+
+def best_first(
+    texts: Sequence[str],
+    scores: Float[np.ndarray, " N"],
+    top_k: int | None = None,
+    *,
+    by: Float[np.ndarray, " N"] | None = None,
+    return_documents: bool = False,
+) -> list[dict[str, Any]]:
+    """Ranks texts by their scores, in the form of sentence-transformers' `rank`.
+
+    Args:
+        texts: what is ranked; of equal scores the earlier is first.
+        scores: of each text.
+        top_k: return at most this many; None: all of them.
+        by: numbers that order the texts where scores tie, such as logits; None: the scores.
+        return_documents: whether the texts are returned too.
+
+    Returns:
+        The best text first, {"corpus_id": its index in `texts`, "score": a Python float} of each,
+        with its "text" if asked for.
+
+    >>> best_first(["a", "b"], np.array([1.0, 2.0]), top_k=1)
+    [{'corpus_id': 1, 'score': 2.0}]
+    """
+    order = np.argsort(-(scores if by is None else by), kind="stable")[:top_k].tolist()
+    return [
+        {"corpus_id": index, "score": float(scores[index])}
+        | ({"text": texts[index]} if return_documents else {})
+        for index in order
+    ]
 
 
 def check_ranks(model: PairModel, name: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
-from embed_jax.data.window import WINDOW
+from embed_jax.data.window import text_windows
 from embed_jax.embedding_model import Setting
 from embed_jax.encode_options import SPARSE_OPTIONS, EncodeOptions, refuse_unknown
 from embed_jax.encoders.hub import resolve
@@ -271,8 +271,8 @@ def idf_weights(tokenizer: Tokenizer, texts: Sequence[str]) -> Float[np.ndarray,
         texts: N of them.
     """
     counts = np.zeros(tokenizer.rows or tokenizer.vocab_size)
-    for start in range(0, len(texts), WINDOW):
-        for ids in tokenizer.encode(texts[start : start + WINDOW]).ids:
+    for window in text_windows(texts):
+        for ids in tokenizer.encode(window).ids:
             counts[np.unique(ids)] += 1
     weights = np.log1p((len(texts) - counts + 0.5) / (counts + 0.5))
     weights[[number for number in tokenizer.hf.all_special_ids if number < len(weights)]] = 0.0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Unpack
@@ -16,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.data.tokenize import Tokenizer
-from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.data.window import pack_window, text_windows
 from embed_jax.embedding_model import HasSettings, Setting
 from embed_jax.encode_options import EncodeOptions, no_attribute, refuse_unknown
 from embed_jax.encoders.build import build_encoder
@@ -27,7 +25,12 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import warn
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
+from embed_jax.parallel.inference import (
+    PicklesByParts,
+    default_batch_tokens,
+    progress_bar,
+    run_batches,
+)
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
@@ -275,8 +278,8 @@ class TextModel(HasSettings, PicklesByParts, Generic[E]):
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0
-        with _progress(show_progress, total) as advance:
-            for window in _windows(texts):
+        with progress_bar(show_progress, total) as advance:
+            for window in text_windows(texts):
                 tokenized = self.tokenizer.encode(window, prefix, self.include_prompt)
                 truncated, count = truncated + tokenized.truncated, count + len(window)
                 batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default)
@@ -334,21 +337,3 @@ def _counted(results: Results, advance: Callable[[int], Any]) -> Results:
     for numbers, embeddings in results:
         yield numbers, embeddings
         advance(len(numbers))
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while window := list(itertools.islice(texts, WINDOW)):
-        yield window
-
-
-@contextlib.contextmanager
-def _progress(show: bool, total: int | None) -> Iterator[Any]:
-    """Yields a function that takes the number of texts just encoded."""
-    if not show:
-        yield lambda count: None
-        return
-    import tqdm
-
-    with tqdm.tqdm(total=total, unit="text", dynamic_ncols=True) as bar:
-        yield bar.update

@@ -6,10 +6,27 @@ import copy
 import dataclasses
 from collections.abc import Iterable
 
-from embed_jax.data.tokenize import Expansion, Tokenizer
+from embed_jax.data.tokenize import Expansion, Tokenizer, load_tokenizer
+from embed_jax.encoders.saved import SavedLateInteraction
 from embed_jax.encoders.spec import Backbone
 from embed_jax.encoders.token_settings import TokenSettings
 from embed_jax.errors import InputError
+
+
+def saved_tokenizer(saved: SavedLateInteraction, max_length: int) -> Tokenizer:
+    """Loads the tokenizer of a model that was read, with its markers as tokens.
+
+    Args:
+        saved: the model.
+        max_length: texts are cut at this many tokens.
+
+    Raises:
+        InputError: see `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(
+        saved.tokenizer_directory, max_length, lower_case=saved.settings.lower_case
+    )
+    return register_markers(tokenizer, saved.settings.prompts.values() if saved.marked else ())
 
 
 def register_markers(tokenizer: Tokenizer, prompts: Iterable[str]) -> Tokenizer:

@@ -137,7 +137,7 @@ def test_no_text_gives_no_row(model):
 
 
 def test_one_warning_counts_the_texts_that_were_cut(model, monkeypatch):
-    monkeypatch.setattr("embed_jax.text_model.WINDOW", 4)  # the texts span several windows
+    monkeypatch.setattr("embed_jax.data.window.WINDOW", 4)  # the texts span several windows
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.encode(["the cat", "dog " * 50, "a", "a", "b", "dog " * 38, "dog " * 39])

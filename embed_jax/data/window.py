@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +18,13 @@ SHORT_TEXT = 32  # tokens of the longest text that opens a row of SHARED_ROW
 SHARED_ROW = 64  # slots of a row for short texts
 FEW_TEXTS = 4  # texts that are in rows of one size
 MANY_BATCHES = 128  # from which more shapes are worth their compilation
+
+
+def text_windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yields WINDOW texts at a time, of any number of them; the last window has the rest."""
+    texts = iter(texts)
+    while window := list(itertools.islice(texts, WINDOW)):
+        yield window
 
 
 def pack_window(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,6 +21,23 @@ from embed_jax.types import Params, TokenBatch
 def default_batch_tokens() -> int:
     """Returns the slots a device encodes at a time, to fit a CPU's cache or fill an accelerator."""
     return 2048 if jax.default_backend() == "cpu" else 65536
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool, total: int | None) -> Iterator[Callable[[int], Any]]:
+    """Yields a function that takes the number of texts just encoded, and moves the bar.
+
+    Args:
+        show: whether there is a bar.
+        total: the number of texts; None: it is not known.
+    """
+    if not show:
+        yield lambda count: None
+        return
+    import tqdm
+
+    with tqdm.tqdm(total=total, unit="text", dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 def run_batches(

@@ -122,7 +122,7 @@ class TokenState(IndexState):
     def searcher(self):
         """Returns what searches the chunks."""
         # Here, so that building needs no JAX.
-        from embed_jax.retrieval.max_sim_search import TokenSearcher
+        from embed_jax.retrieval.token_searcher import TokenSearcher
 
         return TokenSearcher(self.codec, self.chunks, self.lists, self.list_lengths)
 

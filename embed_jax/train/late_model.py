@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from embed_jax.config import Experiment
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Head, Normalize
 from embed_jax.encoders.hub import resolve
@@ -21,7 +21,7 @@ from embed_jax.errors import InputError
 from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.losses.base import Loss
 from embed_jax.pretrained import check_length
-from embed_jax.token_sides import register_markers
+from embed_jax.token_sides import register_markers, saved_tokenizer
 from embed_jax.train.model import (
     TrainingModel,
     add_adapter,
@@ -101,11 +101,7 @@ def _start(
         saved = read_late_interaction(resolve(name))
         check_length(longest, saved.spec.backbone, "config.data.max_length")
         texts = dataclasses.replace(saved.texts, document_length=longest)
-        tokenizer = load_tokenizer(
-            saved.tokenizer_directory, saved.max_length, lower_case=saved.settings.lower_case
-        )
-        if saved.marked:
-            tokenizer = register_markers(tokenizer, saved.settings.prompts.values())
+        tokenizer = saved_tokenizer(saved, saved.max_length)
         return saved.spec, saved.params, tokenizer, saved.settings, texts
     base = read_base(config, max(longest, late.query_length), key)
     markers = {"query": late.query_marker, "document": late.document_marker}

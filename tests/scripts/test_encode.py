@@ -115,7 +115,7 @@ def test_ranges_are_learnt_from_the_first_texts(
 ):
     """The first block has 8,192 texts by default; here it has 64."""
     monkeypatch.setattr("embed_jax.retrieval.calibration.SAMPLE", 100)
-    monkeypatch.setattr("embed_jax.text_model.WINDOW", 64)
+    monkeypatch.setattr("embed_jax.data.window.WINDOW", 64)
     path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
     assert (
         run(
