@@ -24,7 +24,7 @@ from embed_jax.evals.retrieval import make_retrieval_task
 from embed_jax.evals.suite import Entry, named
 from embed_jax.evals.two_stages import Shortlist, compare_stages, make_shortlist
 from embed_jax.losses.base import Loss
-from embed_jax.pair_scores import BoundCrossEncoder
+from embed_jax.pair_scores import BoundCrossEncoder, PairScorer
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.topk import dense_search
 from embed_jax.runtime import is_first_host, say
@@ -71,16 +71,8 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test: the first stage, and the reranker over it.
     if result.finished and "test" in shortlists:
-        model = load_cross_encoder(workdir / "model")
-        data = config.eval.retrieval or config.data.train
-        split = config.eval.test_split or "test"
-        entry = Entry("retrieval", data, split, named("retrieval", data, split))
-        stages = compare_stages(
-            entry, shortlists["test"], BoundCrossEncoder(model), workdir.resolve().name
-        )
-        say(format_table(*systems_table([stages.first, stages.reranked])), stages.summary())
-        if is_first_host():
-            stages.write(workdir / "reranking.json")
+        model = BoundCrossEncoder(load_cross_encoder(workdir / "model"))
+        report_stages(config, workdir, shortlists["test"], model)
     return result
 
 
@@ -134,6 +126,19 @@ def shortlist(config: Experiment, task: SearchTask) -> Shortlist:
         depth=config.eval.depth,
         with_positives=config.eval.with_positives,
     )
+
+
+def report_stages(
+    config: Experiment, workdir: Path, shortlist: Shortlist, model: PairScorer
+) -> None:
+    """Prints the scores of a first stage and of a model over it, and writes `reranking.json`."""
+    data = config.eval.retrieval or config.data.train
+    split = config.eval.test_split or "test"
+    entry = Entry("retrieval", data, split, named("retrieval", data, split))
+    stages = compare_stages(entry, shortlist, model, workdir.resolve().name)
+    say(format_table(*systems_table([stages.first, stages.reranked])), stages.summary())
+    if is_first_host():
+        stages.write(workdir / "reranking.json")
 
 
 def main() -> None:

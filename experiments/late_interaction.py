@@ -17,10 +17,8 @@ from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment
 from embed_jax.data.pairs import SearchTask
 from embed_jax.errors import exit_with_one_line, require
-from embed_jax.evals.report import format_table, systems_table
 from embed_jax.evals.search import evaluate_search
-from embed_jax.evals.suite import Entry, named
-from embed_jax.evals.two_stages import METRICS, compare_stages
+from embed_jax.evals.two_stages import METRICS
 from embed_jax.late_interaction import BoundLateInteraction, load_late_interaction_encoder
 from embed_jax.retrieval.maxsim import maxsim_search
 from embed_jax.runtime import is_first_host, say
@@ -30,7 +28,7 @@ from embed_jax.train.late_model import initial_late_interaction, late_loss, late
 from embed_jax.train.launch import launch
 from embed_jax.train.sources import ONLY
 
-from .cross_encoder import mine_negatives, shortlist, with_scores
+from .cross_encoder import mine_negatives, report_stages, shortlist, with_scores
 from .retrieval import open_pairs
 
 
@@ -62,15 +60,10 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
     # Afterwards, once, on test: the shortlist, and an exact search of the corpus.
     if result.finished and "test" in shortlists:
         model = BoundLateInteraction(load_late_interaction_encoder(workdir / "model"))
-        data = config.eval.retrieval or config.data.train
-        split = config.eval.test_split or "test"
-        entry = Entry("retrieval", data, split, named("retrieval", data, split))
-        stages = compare_stages(entry, shortlists["test"], model, workdir.resolve().name)
-        say(format_table(*systems_table([stages.first, stages.reranked])), stages.summary())
+        report_stages(config, workdir, shortlists["test"], model)
         content = search_report(config, model, tasks["test"])
         say("exact search: " + ", ".join(f"{name} {content[name][0]:.4f}" for name in content))
         if is_first_host():
-            stages.write(workdir / "reranking.json")
             write_whole(workdir / "search.json", json.dumps(content, indent=1) + "\n")
     return result
 

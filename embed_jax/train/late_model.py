@@ -22,18 +22,16 @@ from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.losses.base import Loss
 from embed_jax.pretrained import check_length
 from embed_jax.token_sides import register_markers, saved_tokenizer
-from embed_jax.train.model import (
-    TrainingModel,
-    add_adapter,
-    compute_dtype,
-    longest_text,
-    read_base,
-    store_frozen,
-)
+from embed_jax.train.base_model import compute_dtype, longest_text, read_base
+from embed_jax.train.model import TrainingModel
+from embed_jax.train.model_changes import add_adapter, set_dropout, store_frozen
 from embed_jax.train.objective import Objective, embedding_objective, training_loss
+from embed_jax.train.refused_fields import (
+    EMBEDDER_FIELDS,
+    EMBEDDER_LOSS_FIELDS,
+    refuse_fields,
+)
 from embed_jax.types import Params
-
-UNUSED = ("query", "layers", "pooling", "mlp", "token_head", "guide", "teacher", "append_eos")
 
 
 def late_loss(config: Experiment) -> Loss:
@@ -54,14 +52,11 @@ def initial_late_interaction(config: Experiment) -> TrainingModel:
     Raises:
         InputError: for a model, tokenizer or setting that cannot be used.
     """
-    for name in (*UNUSED, "same_mask_columns"):
-        if value := getattr(config.model, name):
-            raise InputError(f"config.model.{name}: not for late interaction, found {value!r}")
+    refuse_fields(config, (*EMBEDDER_FIELDS, "model.same_mask_columns"), "not for late interaction")
     key = jax.random.key(config.train.seed)
     spec, params, tokenizer, settings, texts = _start(config, key)
     if config.model.dropout >= 0:
-        rates = {"hidden_dropout": config.model.dropout, "attention_dropout": config.model.dropout}
-        spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
+        spec = set_dropout(spec, config.model.dropout)
     params = store_frozen(params, config.lora)
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
     similarity = config.loss.similarity or "maxsim"
@@ -140,13 +135,8 @@ def late_objective(config: Experiment, model: TrainingModel) -> Objective:
         InputError: for a setting that has no meaning here.
     """
     loss = late_loss(config)
-    for name, value in (
-        ("loss.mlm", config.loss.mlm),
-        ("queue.size", config.queue.size),
-        ("loss.name", config.loss.name if loss.about.layers else ""),
-    ):
-        if value:
-            raise InputError(f"config.{name}: not for late interaction, found {value!r}")
+    of_layers = ("loss.name",) if loss.about.layers else ()
+    refuse_fields(config, (*EMBEDDER_LOSS_FIELDS, *of_layers), "not for late interaction")
     prompts = model.result.settings.prompts if model.sentence else {}
     objective = embedding_objective(config, model, loss)
     sides = prompts.get("query", ""), prompts.get("document", "")

@@ -15,7 +15,7 @@ from embed_jax.errors import InputError, require
 from embed_jax.parallel.distributed import joined
 from embed_jax.runtime import is_first_host, prepare_jax, say
 from embed_jax.train import loop
-from embed_jax.train.model import compute_dtype
+from embed_jax.train.base_model import compute_dtype
 from embed_jax.train.plots import plot_curves, run_title
 
 

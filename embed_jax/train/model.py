@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,32 +13,41 @@ from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import Tokenizer, from_transformers, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer, from_transformers
 from embed_jax.embedding_model import TextEncoder
-from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.heads import Dense, Normalize
+from embed_jax.encoders.heads import Dense
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.int8 import quantize_kernel, quantize_layers
-from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
+from embed_jax.encoders.lora import split_trainable
 from embed_jax.encoders.read import SavedModel, read_model, read_routes, sharding_rules
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.shrink import keep_layers, parse_layers
-from embed_jax.encoders.spec import Backbone, EncoderSpec, LoraSpec, random_spec
+from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.static import StaticConfig
-from embed_jax.encoders.token_heads import read_head
 from embed_jax.encoders.towers import two_towers
-from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
+from embed_jax.encoders.vocabulary import TokenWeights
 from embed_jax.errors import InputError
 from embed_jax.late_interaction import BoundLateInteraction, LateInteractionEncoder
 from embed_jax.pair_scores import BoundCrossEncoder
-from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
-from embed_jax.registry import called
 from embed_jax.routed import AnyEncoder, OneEncoder, RoutedEncoder
-from embed_jax.runtime import say
 from embed_jax.sparse import SparseEncoder, encoder_class
-from embed_jax.types import BASE, Encoder, Params, Put, Rules
+from embed_jax.train.base_model import (
+    compute_dtype,
+    longest_text,
+    random_model,
+    tokenizer_directory,
+)
+from embed_jax.train.model_changes import (
+    add_adapter,
+    add_dense,
+    add_vocabulary_head,
+    apply_changes,
+    dim_before_norm,
+    put_function,
+    store_frozen,
+)
+from embed_jax.train.refused_fields import refuse_fields
+from embed_jax.types import BASE, Encoder, Params
 
 Trained = AnyEncoder | CrossEncoder | LateInteractionEncoder
 TABLE = "token_weights"  # as `config.model.query`: queries of a sparse model without a transformer
@@ -142,61 +149,6 @@ class TrainingModel:
         return lora.merge or isinstance(result, RoutedEncoder) or not result.base
 
 
-@dataclasses.dataclass(frozen=True)
-class BaseModel:
-    """A backbone that gets a new head.
-
-    Attributes:
-        backbone: its frozen dataclass.
-        params: its parameters.
-        tokenizer: cuts texts at the longest one's tokens.
-        base: its own name as the base of an adapter; "" of random weights.
-        pooler: see SavedModel.
-    """
-
-    backbone: Backbone
-    params: Params
-    tokenizer: Tokenizer
-    base: str = ""
-    pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-def read_base(config: Experiment, longest: int, key: jax.Array) -> BaseModel:
-    """Reads the backbone of the embedding model that a config names, or initialises one.
-
-    Args:
-        config: of the run.
-        longest: tokens of the longest text.
-        key: of random parameters.
-
-    Raises:
-        InputError: for a model or tokenizer that cannot be used.
-    """
-    name, field = config.model.name, "config.data.max_length"
-    if not name.startswith("random:"):
-        saved = read_model(resolve(name))
-        check_length(longest, saved.spec.backbone, field)
-        tokenizer = tokenizer_of(saved, longest)
-        base = saved.settings.base
-        return BaseModel(
-            saved.spec.backbone, saved.params["backbone"], tokenizer, base, saved.pooler
-        )
-    if not config.model.tokenizer:
-        raise InputError(
-            "config.model.tokenizer: random weights need a directory with tokenizer files, found ''"
-        )
-    tokenizer = load_tokenizer(config.model.tokenizer, longest)
-    spec = random_spec(name.removeprefix("random:"), vocab_size=tokenizer.vocab_size)
-    check_length(longest, spec.backbone, field)
-    return BaseModel(spec.backbone, build_encoder(spec).init(key)["backbone"], tokenizer)
-
-
-def longest_text(config: Experiment) -> int:
-    """Returns the largest `max_length` of a run's data sets, in tokens."""
-    sources = vars(config.mixture.sources).values()
-    return max([config.data.max_length, *(source.max_length for source in sources)])
-
-
 def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingModel:
     """Loads or initialises the model that a config names, with the adapter to train.
 
@@ -249,7 +201,11 @@ def _two_towers(
     `compute_dtype`, `remat` and the tokenizer of random weights. Queries get a linear map to the
     size of documents if theirs differs.
     """
-    _check_towers(config.model)
+    refuse_fields(
+        config,
+        ("model.mlp", "model.same_mask_columns"),
+        "not with two towers (config.model.query)",
+    )
     routes = routes or {}
     model = dataclasses.replace(config.model, query="")
     document = _one_encoder(
@@ -310,15 +266,6 @@ def _token_weights(config: Experiment, document: TrainingModel) -> TrainingModel
     return TrainingModel(encoder, params, spec, tokenizer.hf, model, document.max_length)
 
 
-def _check_towers(model: Model) -> None:
-    """Refuses settings that have no meaning for two towers."""
-    for name in ("mlp", "same_mask_columns"):
-        if value := getattr(model, name):
-            raise InputError(
-                f"config.model.{name}: not with two towers (config.model.query), found {value!r}"
-            )
-
-
 def _one_encoder(
     config: Experiment, mesh: Mesh | None, *, saved: SavedModel | None = None, dim: int = 0
 ) -> TrainingModel:
@@ -330,27 +277,14 @@ def _one_encoder(
     model, lora, longest = config.model, config.lora, longest_text(config)
     key = jax.random.key(config.train.seed)
     if model.name.startswith("random:"):
-        if not model.tokenizer:
-            raise InputError(
-                "config.model.tokenizer: random weights need a directory with tokenizer files, "
-                "found ''"
-            )
-        shape = model.name.removeprefix("random:")
-        tokenizer = load_tokenizer(
-            _tokenizer(model),
-            longest,
-            special_tokens=shape != "static",
-            append_eos=model.append_eos,
-        )
-        spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
-        check_length(longest, spec.backbone, "config.data.max_length")
+        spec, tokenizer = random_model(model, longest)
         params = store_frozen(build_encoder(spec).init(key), lora)
         settings = EncodingSettings()
         pooler: Mapping[str, np.ndarray] = {}
     else:
         if saved is None:
             directory = resolve(model.name)
-            put = None if mesh is None else _put_function(sharding_rules(directory), mesh, lora)
+            put = None if mesh is None else put_function(sharding_rules(directory), mesh, lora)
             saved = read_model(directory, put=put)
         saved = with_family(saved, model.name)
         spec, params = saved.spec, saved.params
@@ -358,14 +292,14 @@ def _one_encoder(
         tokenizer = tokenizer_of(
             saved,
             max(saved.max_length, longest),
-            _tokenizer(model) if model.tokenizer else None,
+            tokenizer_directory(model) if model.tokenizer else None,
             model.append_eos,
         )
         # Sizes and layers are those that this run trains: `describe_result` notes them.
         settings = dataclasses.replace(saved.settings, matryoshka_dims=(), adaptive_layers=False)
         pooler = saved.pooler
     if model.sparse:
-        spec, params = _with_vocabulary(config, spec, params, key)
+        spec, params = add_vocabulary_head(config, spec, params, key)
         settings = dataclasses.replace(settings, similarity="dot")
     dtype = compute_dtype(model.compute_dtype)
     encoder, spec, params = _trained_encoder(config, spec, params, key, dtype, dim)
@@ -379,40 +313,6 @@ def _one_encoder(
         devices=config.train.devices,
     )
     return TrainingModel(encoder, params, spec, tokenizer.hf, sentence, longest)
-
-
-def _with_vocabulary(
-    config: Experiment, spec: EncoderSpec, params: Params, key: jax.Array
-) -> tuple[EncoderSpec, Params]:
-    """Returns the model with a head over the vocabulary in place of pooling and heads.
-
-    It is the head of the masked language model where the files have one, else it is new.
-
-    Raises:
-        InputError: for a model without tokens' states, or of a family without such a head.
-    """
-    for name in ("mlp", "pooling", "token_head"):
-        if value := getattr(config.model, name):
-            raise InputError(f"config.model.{name}: not for a sparse model, found {value!r}")
-    head = Splade(config.model.sparse)
-    if spec.vocabulary is not None:
-        if spec.vocabulary != head:
-            raise InputError(
-                f"config.model.sparse: the model has {spec.vocabulary}, found "
-                f"{config.model.sparse!r}"
-            )
-        return spec, params
-    try:
-        own = head.init(spec.backbone, jax.random.fold_in(key, 7))
-    except InputError as error:
-        raise InputError(f"config.model.sparse: {error}") from None
-    name = config.model.name
-    read = None if name.startswith("random:") else read_head(resolve(name), spec.backbone, own)
-    if read is None:
-        say(f"sparse: {name} has no masked language model's head, a new one is trained")
-    spec = dataclasses.replace(spec, pooling="mean", heads=(), vocabulary=head)
-    others = {name: value for name, value in params.items() if name != "heads"}
-    return spec, {**others, "heads": {}, VOCABULARY: own if read is None else read}
 
 
 def model_before(config: Experiment) -> AnyEncoder:
@@ -473,13 +373,13 @@ def _trained_encoder(
     spec, params = apply_changes(spec, params, model, key)
     if dim and (own_dim := build_encoder(spec).dim) != dim:
         projection = Dense(own_dim, dim, activation="identity")
-        spec, params = _with_dense(spec, params, projection, jax.random.fold_in(key, 6))
+        spec, params = add_dense(spec, params, projection, jax.random.fold_in(key, 6))
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
     training = spec
     if model.mlp:  # SimCSE's head
-        size = _dim_before_norm(spec)
+        size = dim_before_norm(spec)
         mlp = Dense(size, size, activation="tanh")
-        training, params = _with_dense(spec, params, mlp, jax.random.fold_in(key, 1))
+        training, params = add_dense(spec, params, mlp, jax.random.fold_in(key, 1))
     encoder = build_encoder(
         training,
         compute_dtype=dtype,
@@ -488,154 +388,3 @@ def _trained_encoder(
         **options,
     )
     return encoder, training if model.mlp == "kept" else spec, params
-
-
-def _tokenizer(model: Model) -> Path:
-    """Returns the directory of the tokenizer that a config names: a path, or a model's name."""
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", model.tokenizer)
-    return resolve(model.tokenizer) if is_name else Path(model.tokenizer)
-
-
-def _put_function(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
-    """Returns a function that places parameters as they are read.
-
-    Parameters to train are float32, frozen ones as configured.
-    """
-    eight_bits = bool(lora.rank) and lora.base == "int8"
-    plain = sharded_put(
-        by_rules(rules, mesh), "float32" if not lora.rank else "" if eight_bits else lora.base
-    )
-
-    def put(path, *about):
-        leaf = plain(path, *about)
-        is_kernel = re.fullmatch("backbone/layers/.*/kernel", path)
-        return jax.jit(quantize_kernel)(leaf) if eight_bits and is_kernel else leaf
-
-    return put
-
-
-def store_frozen(params: Params, lora: Lora) -> Params:
-    """Casts or quantises random parameters that an adapter freezes.
-
-    Parameters read from files are stored in this way too.
-    """
-    if not lora.rank or lora.base == "float32":
-        return params
-    if lora.base == "int8":
-        return quantize_layers(params)
-    return {
-        **params,
-        "backbone": jax.tree.map(lambda leaf: leaf.astype(lora.base), params["backbone"]),
-    }
-
-
-def apply_changes(
-    spec: EncoderSpec, params: Params, model: Model, key: jax.Array
-) -> tuple[EncoderSpec, Params]:
-    """Returns the model with the changes that the config names.
-
-    They concern layers, pooling, attention, token head and dropout.
-    """
-    if model.layers:
-        try:
-            spec, params = keep_layers(spec, params, parse_layers(model.layers))
-        except InputError as error:
-            raise InputError(f"config.model.{error}") from None
-    if model.pooling and model.pooling != spec.pooling:
-        spec = dataclasses.replace(spec, pooling=model.pooling)
-    if model.attention:
-        if not hasattr(spec.backbone, "causal"):
-            raise InputError(f"config.model.attention: a {spec.backbone.family} encoder has one "
-                             "kind only, "
-                             f"found {model.attention!r}")  # fmt: skip
-        spec = _with_fields(spec, causal=model.attention == "causal")
-    if model.token_head:
-        try:
-            head = called("token_head", model.token_head)(spec.backbone.hidden_size)
-        except InputError as error:
-            raise InputError(f"config.model.token_head: {error}") from None
-        spec = dataclasses.replace(spec, token_head=head)
-        params = {**params, "token_head": head.init(jax.random.fold_in(key, 5))}
-    if model.dropout >= 0:
-        if not hasattr(spec.backbone, "hidden_dropout"):
-            raise InputError(
-                f"config.model.dropout: a {spec.backbone.family} encoder has none, found "
-                f"{model.dropout}"
-            )
-        spec = _with_fields(spec, hidden_dropout=model.dropout, attention_dropout=model.dropout)
-    return spec, params
-
-
-def _with_fields(spec: EncoderSpec, **fields) -> EncoderSpec:
-    return dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **fields))
-
-
-def add_adapter(
-    spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array
-) -> tuple[EncoderSpec, Params]:
-    """Returns the model with the adapter to train.
-
-    Without a rank, an adapter that it has is merged.
-    """
-    if not lora.rank:
-        return merge_lora(spec, params) if spec.lora else (spec, params)
-    adapter = LoraSpec(
-        lora.rank,
-        lora.alpha,
-        lora.dropout,
-        tuple(name.strip() for name in lora.targets.split(",")),
-        lora.rslora,
-        lora.dora,
-    )
-    if spec.lora:
-        if _adapter_identity(spec, params) != _adapter_identity(
-            dataclasses.replace(spec, lora=adapter), params
-        ):
-            raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it "
-                             "the same settings, or "
-                             "save the model with lora.merge first")  # fmt: skip
-        return dataclasses.replace(
-            spec, lora=dataclasses.replace(spec.lora, dropout=adapter.dropout)
-        ), params
-    spec = dataclasses.replace(spec, lora=adapter)
-    try:
-        if not lora.merge:
-            check_writable(spec)
-        return spec, {**params, "lora": init_lora(spec, params["backbone"], key)}
-    except InputError as error:
-        raise InputError(f"config.lora.targets: {error}") from None
-
-
-def _adapter_identity(spec: EncoderSpec, params: Params) -> tuple:
-    """Returns what makes two adapters of one model the same function of the same parameters."""
-    lora = spec.lora
-    assert lora is not None, "compared are models with an adapter"
-    return lora.rank, lora.alpha, lora.rslora, lora.dora, adapted_modules(spec, params["backbone"])
-
-
-def _with_dense(
-    spec: EncoderSpec, params: Params, dense: Dense, key: jax.Array
-) -> tuple[EncoderSpec, Params]:
-    """Adds a freshly initialised layer after the pooling and other heads.
-
-    A Normalize of the model stays last.
-    """
-    heads = _heads_before_norm(spec)
-    end = (Normalize(),) if len(heads) < len(spec.heads) else ()
-    params = {**params, "heads": {**params["heads"], str(len(heads)): dense.init(key)}}
-    return dataclasses.replace(spec, heads=(*heads, dense, *end)), params
-
-
-def _heads_before_norm(spec: EncoderSpec) -> tuple[Any, ...]:
-    return tuple(head for head in spec.heads if not isinstance(head, Normalize))
-
-
-def _dim_before_norm(spec: EncoderSpec) -> int:
-    return build_encoder(dataclasses.replace(spec, heads=_heads_before_norm(spec))).dim
-
-
-def compute_dtype(name: str) -> str:
-    """Resolves "auto": float32 on a CPU, bfloat16 on an accelerator."""
-    if name != "auto":
-        return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -26,7 +26,8 @@ from embed_jax.parallel.gather import global_loss
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.routed import AnyEncoder
 from embed_jax.runtime import say
-from embed_jax.train.model import TrainingModel, compute_dtype
+from embed_jax.train.base_model import compute_dtype
+from embed_jax.train.model import TrainingModel
 from embed_jax.train.prompts import settle_prompts
 from embed_jax.train.sources import ONLY
 from embed_jax.types import Auxiliary, Encoder, Params, TrainState

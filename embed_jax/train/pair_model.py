@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
-from embed_jax.encoders.heads import Dropout
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.encoders.read_classifier import read_classifier
@@ -22,20 +20,19 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Loss
 from embed_jax.pretrained import check_length
-from embed_jax.train.model import (
-    TrainingModel,
-    add_adapter,
-    compute_dtype,
-    longest_text,
-    read_base,
-    store_frozen,
-)
+from embed_jax.train.base_model import compute_dtype, longest_text, read_base
+from embed_jax.train.model import TrainingModel
+from embed_jax.train.model_changes import add_adapter, set_dropout, store_frozen
 from embed_jax.train.objective import Objective, embedding_objective, training_loss
+from embed_jax.train.refused_fields import (
+    EMBEDDER_FIELDS,
+    EMBEDDER_LOSS_FIELDS,
+    refuse_fields,
+)
 from embed_jax.types import Params
 
 # Of a saved cross-encoder, what its training leaves as it is.
 SAVED_OPTIONS = ("prompt", "lower_case", "chat", "output_layer", "base", "truncation")
-UNUSED = ("query", "layers", "pooling", "mlp", "token_head", "guide", "teacher", "append_eos")
 
 
 def pair_loss(config: Experiment) -> Loss:
@@ -60,19 +57,11 @@ def initial_cross_encoder(config: Experiment, loss: Loss) -> TrainingModel:
     Raises:
         InputError: for a model, tokenizer or setting that cannot be used.
     """
-    for name in UNUSED:
-        if value := getattr(config.model, name):
-            raise InputError(f"config.model.{name}: not for a cross-encoder, found {value!r}")
+    refuse_fields(config, EMBEDDER_FIELDS, "not for a cross-encoder")
     longest, key = longest_text(config), jax.random.key(config.train.seed)
     spec, params, tokenizer, options = _start(config, loss.about.classes or 1, longest, key)
     if config.model.dropout >= 0:
-        rates = {"hidden_dropout": config.model.dropout, "attention_dropout": config.model.dropout}
-        heads = tuple(
-            Dropout(config.model.dropout) if isinstance(head, Dropout) else head
-            for head in spec.heads
-        )
-        backbone = dataclasses.replace(spec.backbone, **rates)
-        spec = dataclasses.replace(spec, backbone=backbone, heads=heads)
+        spec = set_dropout(spec, config.model.dropout)
     params = store_frozen(params, config.lora)
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
     dtype = compute_dtype(config.model.compute_dtype)
@@ -125,9 +114,5 @@ def pair_objective(config: Experiment, model: TrainingModel) -> Objective:
     Raises:
         InputError: for a loss that needs embeddings, or a setting that has no meaning here.
     """
-    loss = pair_loss(config)
-    if config.loss.mlm:
-        raise InputError(f"config.loss.mlm: not for a cross-encoder, found {config.loss.mlm}")
-    if config.queue.size:
-        raise InputError(f"config.queue.size: not for a cross-encoder, found {config.queue.size}")
-    return embedding_objective(config, model, loss)
+    refuse_fields(config, EMBEDDER_LOSS_FIELDS, "not for a cross-encoder")
+    return embedding_objective(config, model, pair_loss(config))

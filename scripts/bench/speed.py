@@ -295,7 +295,7 @@ def bench_train(args: argparse.Namespace) -> None:
     from embed_jax.losses.expression import build_loss
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh, num_groups, replicate, split_groups
-    from embed_jax.train.model import add_adapter, store_frozen
+    from embed_jax.train.model_changes import add_adapter, store_frozen
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
     from embed_jax.train.step import init_state, make_train_step
