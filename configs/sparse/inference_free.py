@@ -17,6 +17,9 @@ Measured: not yet.
 
 from embed_jax.config import Experiment
 
+# The factors of FLOPS rise until `steps`.
+LOSS = "info_nce + 'quadratic(0, 1e-3, {steps})' * flops(side='document')"
+
 
 def get_config(cut: str = "") -> Experiment:
     config = Experiment()
@@ -27,7 +30,7 @@ def get_config(cut: str = "") -> Experiment:
     config.data.max_length = 256
     config.batch.size = 128
     config.batch.groups = 8
-    config.loss.name = "info_nce + 'quadratic(0, 1e-3, 50000)' * flops(side='document')"
+    config.loss.name = LOSS.format(steps=50_000)
     config.loss.similarity = "dot"
     config.loss.temperature = 1.0
     config.optim.learning_rate = 2e-5
@@ -46,7 +49,7 @@ def get_config(cut: str = "") -> Experiment:
         config.data.max_length = 64
         config.batch.size = 8
         config.batch.groups = 2
-        config.loss.name = "info_nce + 'quadratic(0, 1e-3, 10)' * flops(side='document')"
+        config.loss.name = LOSS.format(steps=10)
         config.optim.warmup = 0.1
         config.train.steps = 10
         config.eval.retrieval = "python_docs"

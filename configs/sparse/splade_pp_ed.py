@@ -17,6 +17,13 @@ Measured: not yet.
 
 from embed_jax.config import Experiment
 
+# The factors of FLOPS rise until `steps`.
+LOSS = (
+    "margin_mse + "
+    "'quadratic(0, 0.5, {steps})' * flops(side='query') + "
+    "'quadratic(0, 0.4, {steps})' * flops(side='document')"
+)
+
 
 def get_config(cut: str = "") -> Experiment:
     config = Experiment()
@@ -26,11 +33,7 @@ def get_config(cut: str = "") -> Experiment:
     config.data.max_length = 256
     config.batch.size = 128
     config.batch.groups = 8
-    config.loss.name = (
-        "margin_mse + "
-        "'quadratic(0, 0.5, 50000)' * flops(side='query') + "
-        "'quadratic(0, 0.4, 50000)' * flops(side='document')"
-    )
+    config.loss.name = LOSS.format(steps=50_000)
     config.loss.similarity = "dot"
     config.loss.temperature = 1.0
     config.optim.learning_rate = 2e-5
@@ -49,11 +52,7 @@ def get_config(cut: str = "") -> Experiment:
         config.data.max_length = 64
         config.batch.size = 8
         config.batch.groups = 2
-        config.loss.name = (
-            "margin_mse + "
-            "'quadratic(0, 0.5, 10)' * flops(side='query') + "
-            "'quadratic(0, 0.4, 10)' * flops(side='document')"
-        )
+        config.loss.name = LOSS.format(steps=10)
         config.mine.strategy = "bm25"
         config.mine.number = 3
         config.optim.warmup = 0.1

@@ -16,6 +16,13 @@ Measured: not yet.
 
 from embed_jax.config import Experiment
 
+# The factors of FLOPS rise until `steps`.
+LOSS = (
+    "kl(temperature=1.0) + 0.05 * margin_mse + "
+    "'quadratic(0, 5e-3, {steps})' * flops(side='query') + "
+    "'quadratic(0, 4e-3, {steps})' * flops(side='document')"
+)
+
 
 def get_config(cut: str = "") -> Experiment:
     config = Experiment()
@@ -25,11 +32,7 @@ def get_config(cut: str = "") -> Experiment:
     config.data.max_length = 256
     config.batch.size = 16
     config.batch.groups = 8
-    config.loss.name = (
-        "kl(temperature=1.0) + 0.05 * margin_mse + "
-        "'quadratic(0, 5e-3, 50000)' * flops(side='query') + "
-        "'quadratic(0, 4e-3, 50000)' * flops(side='document')"
-    )
+    config.loss.name = LOSS.format(steps=50_000)
     config.loss.similarity = "dot"
     config.loss.temperature = 1.0
     config.optim.learning_rate = 2e-5
@@ -48,11 +51,7 @@ def get_config(cut: str = "") -> Experiment:
         config.data.max_length = 64
         config.batch.size = 8
         config.batch.groups = 2
-        config.loss.name = (
-            "kl(temperature=1.0) + 0.05 * margin_mse + "
-            "'quadratic(0, 5e-3, 10)' * flops(side='query') + "
-            "'quadratic(0, 4e-3, 10)' * flops(side='document')"
-        )
+        config.loss.name = LOSS.format(steps=10)
         config.mine.strategy = "bm25"
         config.mine.number = 3
         config.optim.warmup = 0.1
