@@ -16,7 +16,7 @@ from pathlib import Path
 from embed_jax.config import Experiment
 from embed_jax.cross_encoder import load_cross_encoder
 from embed_jax.data.pairs import SearchTask
-from embed_jax.data.pipeline import RecordSource, count_columns
+from embed_jax.data.record_source import RecordSource, count_columns
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.report import format_table, systems_table

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data.pairs import kind_of
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields
 from embed_jax.errors import exit_with_one_line
 from embed_jax.train import loop

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax import config as configs
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream
 from embed_jax.encoders.token_objectives import is_token_objective

@@ -16,7 +16,7 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data.nli import nli_triplets
 from embed_jax.data.pairs import NLI, kind_of
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.data.stream import RecordStream
 from embed_jax.errors import InputError, exit_with_one_line

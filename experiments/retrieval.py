@@ -16,7 +16,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.beir import read_corpus
 from embed_jax.data.stream import RecordStream

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data.augment import augment_text, build_augmentation
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.train import loop

@@ -26,7 +26,7 @@ from embed_jax import losses
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.data.pack import pack_batch
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec

@@ -12,17 +12,10 @@ import jax.numpy as jnp
 
 from embed_jax.config import Experiment
 from embed_jax.cross_encoder import CrossEncoder
+from embed_jax.data.batch_maker import BatchMaker
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pipeline import (
-    BatchMaker,
-    Record,
-    RecordSource,
-    data_fingerprint,
-    hash_duplicates,
-    make_batch_maker,
-    prefetch,
-    training_batches,
-)
+from embed_jax.data.pipeline import make_batch_maker, prefetch, training_batches
+from embed_jax.data.record_source import RecordSource, data_fingerprint, hash_duplicates
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
 from embed_jax.errors import InputError
@@ -33,7 +26,7 @@ from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY, Sources
-from embed_jax.types import Batch, TokenBatch, TrainState
+from embed_jax.types import Batch, Record, TokenBatch, TrainState
 
 SourcesAt = Callable[[int, Encode], Sources]
 BatchesFrom = Callable[[int, TrainState], Generator[tuple[int, Batch], None, None]]

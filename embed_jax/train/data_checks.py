@@ -5,7 +5,7 @@ from __future__ import annotations
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.pairs import apply_to_record, sampled_records
-from embed_jax.data.pipeline import RecordSource, count_columns
+from embed_jax.data.record_source import RecordSource, count_columns
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
 from embed_jax.train.sources import Sources

@@ -13,7 +13,7 @@ import jax
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.data.pairs import CARRIED, rename_columns, retrieval_task, split_pairs
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
 from embed_jax.routed import AnyEncoder, load_routed

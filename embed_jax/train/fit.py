@@ -9,7 +9,6 @@ from pathlib import Path
 import optax
 
 from embed_jax.config import Experiment
-from embed_jax.data.pipeline import Record
 from embed_jax.runtime import is_first_host
 from embed_jax.train import loop
 from embed_jax.train.assembly import assemble
@@ -19,6 +18,7 @@ from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import ObjectiveMaker
 from embed_jax.train.sources import Sources
 from embed_jax.train.workdir import open_workdir
+from embed_jax.types import Record
 
 
 def fit(

@@ -19,7 +19,7 @@ from embed_jax import cross_encoder
 from embed_jax.atomic import replaced
 from embed_jax.config import Experiment, flatten
 from embed_jax.data.pairs import CARRIED, rename_columns
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from embed_jax.config import Experiment, LossSettings, Model
-from embed_jax.data.pipeline import Record, RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
@@ -30,7 +30,7 @@ from embed_jax.train.base_model import compute_dtype
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.prompts import settle_prompts
 from embed_jax.train.sources import ONLY
-from embed_jax.types import Auxiliary, Encoder, Params, TrainState
+from embed_jax.types import Auxiliary, Encoder, Params, Record, TrainState
 
 UNSET = dataclasses.asdict(LossSettings())
 NOT_ARGUMENTS = ("name", "form", "mlm")  # fields of `config.loss` that no loss takes

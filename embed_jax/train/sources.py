@@ -10,7 +10,7 @@ from typing import Any
 from embed_jax.config import Data as DataConfig
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.records import VALUES
 from embed_jax.data.sources import (
     RecordFields,

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.chunks import cut_records
-from embed_jax.data.pipeline import Record, RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.token_heads import head_tensors, read_head
 from embed_jax.encoders.token_objectives import build_token_objective
@@ -24,7 +24,7 @@ from embed_jax.parallel.tokens import HEAD, token_loss
 from embed_jax.runtime import say
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective, describe_result
-from embed_jax.types import Params, TrainState
+from embed_jax.types import Params, Record, TrainState
 
 # Fields about embeddings, or about texts in columns.
 OF_LOSSES = (

@@ -117,7 +117,7 @@ def _our_steps(args: argparse.Namespace, directory: Path) -> Callable[[], None]:
 
     from embed_jax.config import Experiment
     from embed_jax.config_file import override
-    from embed_jax.data.pipeline import RecordSource
+    from embed_jax.data.record_source import RecordSource
     from embed_jax.data.sources import record_fields
     from embed_jax.parallel.mesh import split_groups
     from embed_jax.train.assembly import assemble

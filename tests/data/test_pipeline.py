@@ -14,13 +14,8 @@ import pytest
 
 from embed_jax.data.order import make_order
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.pipeline import (
-    RecordSource,
-    data_fingerprint,
-    make_batch_maker,
-    prefetch,
-    training_batches,
-)
+from embed_jax.data.pipeline import make_batch_maker, prefetch, training_batches
+from embed_jax.data.record_source import RecordSource, data_fingerprint
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
@@ -94,7 +89,8 @@ def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_d
     program = f"""
 import jax, hashlib, numpy as np
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import RecordSource, make_batch_maker, training_batches
+from embed_jax.data.pipeline import make_batch_maker, training_batches
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 records = {made_records(COUNT)!r}

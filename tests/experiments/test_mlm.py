@@ -357,7 +357,7 @@ def test_pairs_are_no_documents(refused, tmp_path):
 
 def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
     """`fit` called from Python refuses records of two texts, too."""
-    from embed_jax.data.pipeline import RecordSource
+    from embed_jax.data.record_source import RecordSource
     from embed_jax.data.sources import record_fields
 
     records = [{"anchor": "a", "positive": "b"}] * 40

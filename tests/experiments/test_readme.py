@@ -14,7 +14,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.train.assembly import assemble
 from embed_jax.train.fit import fit

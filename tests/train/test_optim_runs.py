@@ -26,7 +26,7 @@ from embed_jax.config import (
     to_json,
 )
 from embed_jax.config_file import load_config, read_run_config
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.export.record import config_source

@@ -11,7 +11,7 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment, Source
 from embed_jax.config_file import override, read_run_config
-from embed_jax.data.pipeline import RecordSource as Records
+from embed_jax.data.record_source import RecordSource as Records
 from embed_jax.data.sources import RecordFields, record_fields
 from embed_jax.errors import InputError, RunError
 from embed_jax.parallel.mesh import make_mesh

@@ -9,7 +9,7 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder

@@ -4,7 +4,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.losses.expression import build_loss

@@ -12,7 +12,7 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment, Lora, ParamGroup
 from embed_jax.config_file import override
-from embed_jax.data.pipeline import RecordSource
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.encoders.towers import two_towers
 from embed_jax.errors import InputError

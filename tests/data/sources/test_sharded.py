@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import RecordSource, make_batch_maker, training_batches
+from embed_jax.data.pipeline import make_batch_maker, training_batches
+from embed_jax.data.record_source import RecordSource
 from embed_jax.data.records import Cleaner
 from embed_jax.data.sources import iter_records, open_records, record_fields
 from embed_jax.data.sources.array_record import write_array_record
