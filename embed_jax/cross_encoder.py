@@ -18,7 +18,8 @@ from embed_jax.data.pair_template import (
     has_chat_template,
     read_pair_template,
 )
-from embed_jax.data.tokenize import TokenizedTexts, Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import TokenizedTexts, Tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.build import build_encoder

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.saved import SavedModel
 from embed_jax.errors import InputError, warn
 from embed_jax.prompts import expected

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.tokenize import Tokenizer, from_transformers
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import from_transformers
 from embed_jax.data.word_vectors import read_word_vectors, word_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Normalize

@@ -6,7 +6,8 @@ import copy
 import dataclasses
 from collections.abc import Iterable
 
-from embed_jax.data.tokenize import Expansion, Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Expansion, Tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.saved import SavedLateInteraction
 from embed_jax.encoders.spec import Backbone
 from embed_jax.encoders.token_settings import TokenSettings

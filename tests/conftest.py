@@ -164,7 +164,7 @@ def tiny_model(tmp_path_factory, tiny_tokenizer):
 
     At most 40 tokens.
     """
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
     from embed_jax.encoders.write import write_model
@@ -186,7 +186,7 @@ def tiny_cross_encoder(tmp_path_factory, tiny_tokenizer):
     import functools
 
     from embed_jax.cross_encoder import CrossEncoder
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.classifier import make_classifier
     from embed_jax.encoders.spec import random_spec

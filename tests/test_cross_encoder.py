@@ -10,7 +10,7 @@ import pytest
 
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pack import pack_sentences
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.data.window import pack_window
 from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.errors import InputError

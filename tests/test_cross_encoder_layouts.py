@@ -13,7 +13,7 @@ import pytest
 
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pair_template import encode_templated_pairs, read_pair_template
-from embed_jax.data.tokenize import from_transformers
+from embed_jax.data.tokenizer_files import from_transformers
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dense, Dropout, LayerNorm, LogitScore

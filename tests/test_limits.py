@@ -16,7 +16,7 @@ import embed_jax
 from embed_jax import sentence
 from embed_jax.config import Experiment, Model
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.layers import take_rows

@@ -11,7 +11,7 @@ import pytest
 
 import embed_jax
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.settings import EncodingSettings

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import embed_jax
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.data.word_vectors import word_tokenizer
 from embed_jax.encoders.heads import Dense, Truncate
 from embed_jax.encoders.router import read_router

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.sources.files import raw_lines
-from embed_jax.data.tokenize import Tokenizer, from_transformers
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import from_transformers
 from embed_jax.errors import InputError
 
 BEGIN = "▁"  # stands before each word in the vocabulary

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from embed_jax.config import Experiment, Model
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_model

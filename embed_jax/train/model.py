@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import Tokenizer, from_transformers
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import from_transformers
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from embed_jax.config import Experiment
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.hub import resolve

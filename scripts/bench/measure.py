@@ -47,7 +47,7 @@ def make_tokenizer(vocab_size: int, max_length: int):
     """Makes a WordPiece tokenizer whose vocabulary is w0, w1, ...: one token per generated word."""
     from transformers import BertTokenizerFast
 
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     with tempfile.TemporaryDirectory() as directory:
         words = [

@@ -5,7 +5,7 @@ import pytest
 
 from embed_jax.data.chunks import TOGETHER, cut_records
 from embed_jax.data.stream import open_stream
-from embed_jax.data.tokenize import from_transformers, load_tokenizer
+from embed_jax.data.tokenizer_files import from_transformers, load_tokenizer
 from embed_jax.errors import InputError
 
 

@@ -9,7 +9,7 @@ from embed_jax.data.pair_rows import draw_negatives
 from embed_jax.data.pipeline import make_batch_maker
 from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 
 RECORDS = [
     {

@@ -17,7 +17,7 @@ from embed_jax.data.pairs import text_hash
 from embed_jax.data.pipeline import make_batch_maker, prefetch, training_batches
 from embed_jax.data.record_source import RecordSource, data_fingerprint
 from embed_jax.data.sources import RecordFields, pair_columns
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.errors import InputError
 
 pytest.importorskip("grain")

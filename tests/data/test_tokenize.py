@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from embed_jax.data.tokenize import from_transformers, load_tokenizer
+from embed_jax.data.tokenizer_files import from_transformers, load_tokenizer
 from embed_jax.errors import InputError
 
 ODD = [

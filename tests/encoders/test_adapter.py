@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_fingerprint, base_name
 from embed_jax.encoders.lora import init_lora

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.errors import InputError
 

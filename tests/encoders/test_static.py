@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import embed_jax
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model

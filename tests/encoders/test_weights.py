@@ -242,7 +242,7 @@ def test_a_classifier_in_bfloat16(packed):
 
 
 def test_a_static_table_in_bfloat16(tiny_tokenizer, tmp_path):
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizer, 16, special_tokens=False)
     spec = EncoderSpec(StaticConfig(vocab_size=tokenizer.vocab_size, hidden_size=8))
@@ -262,7 +262,7 @@ def test_a_static_table_in_bfloat16(tiny_tokenizer, tmp_path):
 
 def test_what_is_saved_has_the_bits_that_were_loaded(tiny_model, tmp_path):
     saved = read_model(tiny_model)
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     spec = dataclasses.replace(saved.spec, heads=(Dense(32, 8), LayerNorm(8), Normalize()))
     params = {**build_encoder(spec).init(jax.random.key(1)), "backbone": saved.params["backbone"]}

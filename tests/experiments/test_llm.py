@@ -29,7 +29,7 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory, tiny_tokenizer):
     """A directory with a random decoder, in bfloat16."""
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizer, 40)
     spec = random_spec("decoder-tiny", vocab_size=tokenizer.vocab_size, pooling="last_token")

@@ -98,7 +98,7 @@ def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
     import jax
     from transformers import BertTokenizerFast
 
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
     from embed_jax.encoders.write import write_model

@@ -268,7 +268,7 @@ def test_an_epoch_reads_every_token_of_long_documents_once(
 
     The shuffling window is as large as the corpus.
     """
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     documents = corpus.read_text().splitlines()
     tokenizer = load_tokenizer(tiny_tokenizer, 1000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.bert import SHAPES as BERTS
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier

@@ -307,7 +307,7 @@ def test_it_equals_sentence_transformers(torch_model, peers, equals_torch, colum
 @pytest.fixture(scope="module")
 def four_layers(tmp_path_factory, tiny_tokenizer):
     """A random encoder without dropout, its directory, and its parameters."""
-    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.data.tokenizer_files import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizer, 40)
     spec = random_spec("tiny", vocab_size=tokenizer.vocab_size)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from embed_jax.data.pairs import join_title, normal_form, retrieval_task
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.retrieval.copies import PassageIndex, contains, token_fold
 

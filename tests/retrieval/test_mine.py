@@ -7,7 +7,7 @@ import pytest
 
 from embed_jax.data.pairs import join_title
 from embed_jax.data.sources import open_records, record_fields
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.copies import token_fold
 from embed_jax.retrieval.mine import (

@@ -13,7 +13,7 @@ import pytest
 
 import embed_jax
 from embed_jax.config import Experiment, to_json
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dense, Normalize, Truncate

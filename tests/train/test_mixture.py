@@ -21,7 +21,7 @@ from embed_jax.config import Experiment, Source
 from embed_jax.config_file import load_config, override
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.pipeline import make_batch_maker
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.parallel.world import local_world

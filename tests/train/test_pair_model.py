@@ -17,7 +17,7 @@ from embed_jax.config_file import override
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import record_fields
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import LogitScore
 from embed_jax.encoders.spec import EncoderSpec, random_spec

@@ -12,7 +12,7 @@ from embed_jax.data.record_source import RecordSource
 from embed_jax.data.records import Cleaner
 from embed_jax.data.sources import iter_records, open_records, record_fields
 from embed_jax.data.sources.array_record import write_array_record
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.errors import InputError
 
 pytest.importorskip("grain")
