@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules, router
-from embed_jax.encoders.adapter import is_classifier_adapter, read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
+from embed_jax.encoders.read_adapter import is_classifier_adapter, read_adapter
 from embed_jax.encoders.saved import SavedModel, SavedRoutes
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec

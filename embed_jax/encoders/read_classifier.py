@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from embed_jax.encoders import json_fields, module_files, modules
-from embed_jax.encoders.adapter import is_classifier_adapter, read_adapter, read_saved_modules
 from embed_jax.encoders.base import base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import LOGIT_SOFTCAPS, classifier_family, classifier_spec
@@ -27,6 +26,7 @@ from embed_jax.encoders.read import (
     read_optional,
     shortest_limit,
 )
+from embed_jax.encoders.read_adapter import is_classifier_adapter, read_adapter, read_saved_modules
 from embed_jax.encoders.saved import SavedClassifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER

@@ -19,7 +19,6 @@ import numpy as np
 
 from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.base import ADAPTER_CONFIG
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
@@ -33,6 +32,7 @@ from embed_jax.encoders.token_heads import head_tensors
 from embed_jax.encoders.vocabulary import VOCABULARY, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
+from embed_jax.encoders.write_adapter import write_adapter
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import Params

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from embed_jax.encoders import module_files, modules
-from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.classifier import (
     LOGIT_SOFTCAPS,
     classifier_config,
@@ -40,6 +39,7 @@ from embed_jax.encoders.weights import (
     write_tensors,
 )
 from embed_jax.encoders.write import SavesItself, list_modules, replace_directory
+from embed_jax.encoders.write_adapter import write_adapter
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import LONGEST_FIRST, Params

@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
-from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Dropout, Normalize
 from embed_jax.encoders.hub import resolve
@@ -20,6 +19,7 @@ from embed_jax.encoders.shrink import keep_layers, parse_layers
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.encoders.token_heads import read_head
 from embed_jax.encoders.vocabulary import VOCABULARY, Splade
+from embed_jax.encoders.write_adapter import check_writable
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.registry import called

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from embed_jax.data.tokenizer_files import load_tokenizer
-from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_fingerprint, base_name
 from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.modules import write_modules, write_pooling
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.read_adapter import read_adapter
 from embed_jax.encoders.spec import LoraSpec
 from embed_jax.encoders.weights import read_safetensors, write_safetensors
 from embed_jax.errors import InputError
