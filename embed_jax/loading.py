@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import model_type, refuse_cross_encoder, refuse_late_interaction
+from embed_jax.encoders.model_kind import model_type, refuse_cross_encoder, refuse_late_interaction
 from embed_jax.registry import lookup
 
 if TYPE_CHECKING:

@@ -255,7 +255,7 @@ def open_run_lists(args: argparse.Namespace) -> Iterable[PassageList]:
 def local_teacher(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], BlockScorer]]:
     """Returns everything that a local model's scores depend on, and a function that loads it."""
     from embed_jax.encoders.hub import digest_files, resolve
-    from embed_jax.encoders.read import is_cross_encoder
+    from embed_jax.encoders.model_kind import is_cross_encoder
 
     directory = resolve(args.model)
     crosses = is_cross_encoder(directory)

@@ -223,10 +223,10 @@ def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
 
 def is_cross_encoder(args: argparse.Namespace) -> bool:
     """Tells whether the files are those of a cross-encoder."""
-    from embed_jax.encoders import read
+    from embed_jax.encoders import model_kind
     from embed_jax.encoders.hub import resolve
 
-    return read.is_cross_encoder(args.run / "model" if args.run else resolve(args.model))
+    return model_kind.is_cross_encoder(args.run / "model" if args.run else resolve(args.model))
 
 
 def prepare_cross_encoder(args: argparse.Namespace) -> CrossEncoder:

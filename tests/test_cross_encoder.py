@@ -12,7 +12,7 @@ from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pack import pack_sentences
 from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.data.window import pack_window
-from embed_jax.encoders.read import is_cross_encoder
+from embed_jax.encoders.model_kind import is_cross_encoder
 from embed_jax.errors import InputError
 
 WORDS = """a the of to and in is that it was for on are as with cat dog house river music guitar

@@ -17,7 +17,7 @@ from embed_jax.data.tokenizer_files import from_transformers
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.heads import Dense, Dropout, LayerNorm, LogitScore
-from embed_jax.encoders.read import is_cross_encoder
+from embed_jax.encoders.model_kind import is_cross_encoder
 from embed_jax.encoders.spec import LoraSpec
 from embed_jax.encoders.text_config import ChatFormat
 from embed_jax.errors import InputError

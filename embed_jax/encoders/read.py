@@ -14,8 +14,22 @@ import numpy as np
 from embed_jax.encoders import json_fields, module_files, modules, router
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD
-from embed_jax.encoders.heads import Truncate
-from embed_jax.encoders.read_adapter import is_classifier_adapter, read_adapter
+from embed_jax.encoders.model_kind import (
+    first_architecture,
+    refuse_cross_encoder,
+    refuse_late_interaction,
+)
+from embed_jax.encoders.read_adapter import read_adapter
+from embed_jax.encoders.read_settings import (
+    SETTINGS,
+    named_prompts,
+    read_default_prompt,
+    read_matryoshka_dims,
+    read_optional,
+    read_similarity,
+    read_truncation,
+    shortest_limit,
+)
 from embed_jax.encoders.saved import SavedModel, SavedRoutes
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
@@ -24,16 +38,11 @@ from embed_jax.encoders.text_config import TextConfig, read_text_config
 from embed_jax.encoders.token_heads import read_transformer_head
 from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
-from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
+from embed_jax.encoders.weights import open_tensors, params_from_tensors
 from embed_jax.errors import InputError
-from embed_jax.registry import REGISTRY, lookup, unknown
+from embed_jax.registry import lookup
 from embed_jax.types import Params, Put, Rules, param_dtype
 
-SETTINGS = "config_sentence_transformers.json"
-# Kinds of models that give each token a vector: sentence-transformers' and PyLate's name of it.
-LATE_INTERACTION = ("MultiVectorEncoder", "ColBERT")
-STANFORD = "HF_ColBERT"  # the architecture in config.json of Stanford's ColBERT
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 READ_HEAD: Mapping[str, Callable[..., Any]] = {
     "Dense": module_files.read_dense,
     "LayerNorm": module_files.read_layer_norm,
@@ -75,68 +84,6 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     settings = read_optional(directory / SETTINGS, json_fields.SETTINGS)
     plain = not (directory / "modules.json").is_file()
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
-
-
-def model_type(directory: Path) -> str:
-    """Returns the kind of a model, as the name of sentence-transformers' class (REGISTRY["model"]).
-
-    A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
-    sequence classification model, or an adapter of one, or has a LogitScore; a late-interaction
-    model if it is Stanford's ColBERT; a sparse model if it has a SpladePooling; else an embedding
-    model. PyLate names its kind "ColBERT".
-
-    Raises:
-        InputError: for a damaged file, or a kind that is not supported.
-    """
-    directory = Path(directory)
-    name = read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
-    if name:
-        if name not in REGISTRY["model"]:  # not `lookup`, with which a file could name a function
-            message = unknown("kind of model", name, REGISTRY["model"])
-            raise InputError(f"{directory / SETTINGS}: model_type: {message}")
-        return name
-    path = directory / "modules.json"
-    if path.is_file():
-        kinds = [kind for kind, _ in modules.read_entries(path)]
-        if modules.SPLADE in kinds:
-            return "SparseEncoder"
-        scores = modules.LOGIT_SCORE in kinds
-    elif is_adapter(directory):
-        scores = is_classifier_adapter(directory)
-    else:
-        config = read_optional(directory / "config.json", json_fields.CONFIG)
-        if first_architecture(config) == STANFORD:
-            return LATE_INTERACTION[0]
-        scores = first_architecture(config).endswith("ForSequenceClassification")
-    return "CrossEncoder" if scores else "SentenceTransformer"
-
-
-def is_cross_encoder(directory: Path) -> bool:
-    """Tells whether a directory holds a model that scores pairs, not an embedding model."""
-    return model_type(directory) == "CrossEncoder"
-
-
-def is_late_interaction(directory: Path) -> bool:
-    """Tells whether a directory holds a model that gives each token a vector."""
-    return model_type(directory) in LATE_INTERACTION
-
-
-def refuse_cross_encoder(directory: Path) -> None:
-    """Raises an InputError for a cross-encoder, where a model of single texts is expected."""
-    if is_cross_encoder(directory):
-        raise InputError(
-            f"{directory}: a cross-encoder, which scores pairs of texts "
-            "(embed_jax.load_cross_encoder reads it); accepted: an embedding model"
-        )
-
-
-def refuse_late_interaction(directory: Path) -> None:
-    """Raises an InputError for a model that gives each token a vector, instead of each text."""
-    if is_late_interaction(directory):
-        raise InputError(
-            f"{directory}: a late-interaction model, which gives each token a vector "
-            "(embed_jax.load reads it); accepted: a model that gives each text one"
-        )
 
 
 def read_routes(directory: Path) -> SavedRoutes | None:
@@ -191,7 +138,7 @@ def _read(
         params_of_others |= {VOCABULARY: head} if head else {}
     if plain and _is_language_model(read.config):
         others["pooling"] = "last_token"
-    others["heads"] += _truncate(settings, directory)
+    others["heads"] += read_truncation(settings, directory)
     if isinstance(others["token_head"], WeightedLayers) and not read.config.get(
         "output_hidden_states"
     ):
@@ -211,11 +158,11 @@ def _read(
         max_length=shortest_limit(read.texts, limits, read.backbone.max_length),
         settings=EncodingSettings(
             prompts=named_prompts(settings),
-            default_prompt_name=_default_prompt_name(settings, directory),
+            default_prompt_name=read_default_prompt(settings, directory),
             include_prompt=include_prompt,
-            similarity=_similarity(settings, directory, "dot" if sparse else "cosine"),
+            similarity=read_similarity(settings, directory, "dot" if sparse else "cosine"),
             template=settings.get("instruction_template") or "",
-            matryoshka_dims=_sizes(settings, directory),
+            matryoshka_dims=read_matryoshka_dims(settings, directory),
             adaptive_layers=bool(settings.get("adaptive_layers")),
             max_active=settings.get("max_active_dims") or 0,
             lower_case=read.texts.lower_case,
@@ -379,76 +326,9 @@ def read_heads(
     return spec, params, include_prompt
 
 
-def read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Reads a JSON file's object; {} if there is no such file."""
-    return read_json(path, kinds) if path.is_file() else {}
-
-
 def _is_language_model(config: Mapping[str, Any]) -> bool:
     """Tells whether config.json names a language model and does not say that all tokens are seen.
 
     A field is_causal that is false says so: each token then sees all others.
     """
     return first_architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
-
-
-def first_architecture(config: Mapping[str, Any]) -> str:
-    """Returns the class that config.json names first, or ""."""
-    return next(iter(config.get("architectures") or []), "")
-
-
-def named_prompts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the prompts of a config_sentence_transformers.json, null ones as ""."""
-    return {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
-
-
-def _default_prompt_name(settings: Mapping[str, Any], directory: Path) -> str | None:
-    name, known = (
-        settings.get("default_prompt_name"),
-        {"query": "", "document": "", **named_prompts(settings)},
-    )
-    if name is not None and name not in known:
-        raise InputError(
-            f"{directory / SETTINGS}: default_prompt_name: {unknown('prompt', name, known)}"
-        )
-    return name if name in named_prompts(settings) else None
-
-
-def _similarity(settings: Mapping[str, Any], directory: Path, default: str) -> str:
-    name = settings.get("similarity_fn_name") or default
-    if name not in SIMILARITIES:
-        raise InputError(
-            f"{directory / SETTINGS}: similarity_fn_name: "
-            f"{unknown('similarity', name, SIMILARITIES)}"
-        )
-    return name
-
-
-def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
-    """Returns the sizes that embeddings were trained to be cut to, ascending."""
-    sizes = settings.get("matryoshka_dims") or []
-    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
-        raise InputError(
-            f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {sizes!r}"
-        )
-    return tuple(sorted(sizes))
-
-
-def _truncate(settings: Mapping[str, Any], directory: Path) -> tuple[Truncate, ...]:
-    size = settings.get("truncate_dim")
-    if size is not None and (type(size) is not int or size < 1):
-        raise InputError(
-            f"{directory / SETTINGS}: truncate_dim: expected a size or null, found {size!r}"
-        )
-    return () if size is None else (Truncate(size),)
-
-
-def shortest_limit(texts: TextConfig, tokenizer: Mapping[str, Any], positions: int) -> int:
-    """Returns the tokens after which a text is cut.
-
-    Args:
-        texts: the Transformer's settings of texts.
-        tokenizer: the content of tokenizer_config.json.
-        positions: the most tokens that the backbone takes.
-    """
-    return int(min(texts.max_length or tokenizer.get("model_max_length") or positions, positions))

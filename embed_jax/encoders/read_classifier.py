@@ -16,17 +16,10 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import LOGIT_SOFTCAPS, classifier_family, classifier_spec
 from embed_jax.encoders.decoder import DecoderConfig
 from embed_jax.encoders.heads import LogitScore
-from embed_jax.encoders.read import (
-    READ_HEAD,
-    SETTINGS,
-    first_architecture,
-    named_prompts,
-    read_first,
-    read_heads,
-    read_optional,
-    shortest_limit,
-)
+from embed_jax.encoders.model_kind import first_architecture
+from embed_jax.encoders.read import READ_HEAD, read_first, read_heads
 from embed_jax.encoders.read_adapter import is_classifier_adapter, read_adapter, read_saved_modules
+from embed_jax.encoders.read_settings import SETTINGS, named_prompts, read_optional, shortest_limit
 from embed_jax.encoders.saved import SavedClassifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER

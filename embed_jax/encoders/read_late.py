@@ -16,15 +16,9 @@ import numpy as np
 from embed_jax.encoders import json_fields, module_files, modules
 from embed_jax.encoders.base import backbone_shapes, read_backbone
 from embed_jax.encoders.heads import Dense, Head, Normalize
-from embed_jax.encoders.read import (
-    LATE_INTERACTION,
-    SETTINGS,
-    model_type,
-    named_prompts,
-    read_first,
-    read_optional,
-    shortest_limit,
-)
+from embed_jax.encoders.model_kind import LATE_INTERACTION, model_type
+from embed_jax.encoders.read import read_first
+from embed_jax.encoders.read_settings import SETTINGS, named_prompts, read_optional, shortest_limit
 from embed_jax.encoders.saved import SavedLateInteraction
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec

@@ -11,12 +11,9 @@ import numpy as np
 from embed_jax.encoders import json_fields, module_files, modules
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.lora import merge_lora
-from embed_jax.encoders.read import (
-    LATE_INTERACTION,
-    SETTINGS,
-    STANFORD,
-)
+from embed_jax.encoders.model_kind import LATE_INTERACTION, STANFORD
 from embed_jax.encoders.read_late import LENGTHS, LINEAR, METADATA, SIMILARITIES
+from embed_jax.encoders.read_settings import SETTINGS
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.text_config import TextConfig, write_text_config

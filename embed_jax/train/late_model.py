@@ -11,7 +11,7 @@ from embed_jax.data.tokenize import Tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Head, Normalize
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import is_late_interaction
+from embed_jax.encoders.model_kind import is_late_interaction
 from embed_jax.encoders.read_late import read_late_interaction
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec

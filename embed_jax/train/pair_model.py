@@ -15,7 +15,7 @@ from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import make_classifier
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.read import is_cross_encoder
+from embed_jax.encoders.model_kind import is_cross_encoder
 from embed_jax.encoders.read_classifier import read_classifier
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.errors import InputError

@@ -235,7 +235,7 @@ def check_scores(search: Search, prompts: Prompts, dim: int) -> Finding:
 
 def check_prompts(name: str, prompts: dict[str, Prompts], search: Search, dim: int) -> Finding:
     from embed_jax.encoders.hub import resolve
-    from embed_jax.encoders.read import SETTINGS
+    from embed_jax.encoders.read_settings import SETTINGS
     from embed_jax.encoders.weights import read_json
     from embed_jax.evals import diagnose
 

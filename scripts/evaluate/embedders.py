@@ -179,12 +179,12 @@ def open_reranker(name: str, batch_tokens: int = 0) -> Any:
 
 def is_cross_encoder(name: str) -> bool:
     """Tells whether a model's files are those of a cross-encoder; an endpoint has none."""
-    from embed_jax.encoders import read
+    from embed_jax.encoders import model_kind
     from embed_jax.encoders.hub import resolve
 
     if provider(name) or name.endswith(".onnx"):
         return False
-    return read.is_cross_encoder(model_directory(resolve(name)))
+    return model_kind.is_cross_encoder(model_directory(resolve(name)))
 
 
 def _onnx_embedder(path: Path, options: ModelOptions) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.tokenizer_files import load_tokenizer
-from embed_jax.encoders.read import is_cross_encoder
+from embed_jax.encoders.model_kind import is_cross_encoder
 from embed_jax.errors import InputError
 
 QUERIES = ["the cat sat", "a train from the city", "science"]
