@@ -116,11 +116,13 @@ def attention(
             )
         if softcap:
             raise InputError("attention 'cudnn' has no soft-capping: use 'auto' or 'xla'")
+        # cuDNN computes with a bias of the inputs' type; MASKED is finite in bfloat16 too.
         mask = bias.astype(query.dtype)
         return jax.nn.dot_product_attention(
             query, key, value, mask, scale=scale, implementation="cudnn"
         )
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    # Scaling the queries touches [T, d] numbers, scaling the scores would touch [T, T].
     query = query * jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     body = _blocks if implementation == "blocks" else _products
@@ -139,8 +141,10 @@ def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_ke
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + bias
+    # The maximum keeps exp from overflowing and cancels in the quotient: it needs no gradient.
     weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    # Dropout follows the softmax: the sum above is of all weights, dropped ones too.
     if places is not None:
         start = _starts(places, *weights.shape[1:3])
     weights = dropout(weights, dropout_rate, dropout_key, start).astype(value.dtype)
@@ -175,6 +179,7 @@ def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
     @jax.checkpoint
     def attend_block(inputs):
         index, (query, key, value, bias, places) = inputs
+        # The block's place in the mask of all rows, so that the size of a block changes no mask.
         start = index * (block * heads * slots**2)
         return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start)
 
@@ -194,6 +199,7 @@ def _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_
     sentence, count = queries.sentence, query.shape[0]
 
     def spread(x):  # [S, ...] -> [R, T, ...], of each slot's sentence; any at padding
+        # Padding has the id S, one beyond the last query.
         return x[jnp.minimum(sentence, count - 1)]
 
     column = spread(queries.slots % slots)
@@ -216,7 +222,9 @@ def _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_
     if dropout_key is not None:
         start = _one_query_starts(queries, column, heads)
         weights = dropout(weights, dropout_rate, dropout_key, start)
+    # Rounded as `_products` rounds them, so that both give the same state of a slot.
     weights = weights.astype(value.dtype).astype(jnp.float32)
+    # A sentence without tokens sums to 0: 0 / 1 instead of 0 / 0, also in the gradient.
     mixed = sums(weights[..., None] * value) / jnp.where(total > 0, total, 1.0)[..., None]
     return mixed.astype(value.dtype)
 

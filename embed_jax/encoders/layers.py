@@ -309,10 +309,12 @@ def keep_mask(
         shape: the mask's shape.
         start: the index of the first element, or of the first of each part; see `dropout`.
     """
+    # Two words: with only one, masks of two keys would be the same sequence, shifted.
     words = jax.random.bits(key, (2,), jnp.uint32)
     x, stride = words[0] + jnp.asarray(start, jnp.uint32), 1
     start_axes = x.ndim  # leading axes whose indices `start` has
     x = x.reshape(*x.shape, *[1] * (len(shape) - start_axes)) if start_axes else x
+    # An index of iotas is made where it is used; an arange would be read from memory.
     for axis in reversed(range(start_axes, len(shape))):
         x = x + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]

@@ -128,7 +128,10 @@ def maximum(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
     segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
     count = tokens.sentences + 1
+    # The maximum only says which tokens are chosen; their sum below has the gradient, shared
+    # by ties.
     highest = lax.stop_gradient(jax.ops.segment_max(lax.stop_gradient(flat), segment, count))
+    # -inf where a sentence has no pooled token.
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     chosen = (flat == highest[segment]).astype(jnp.float32)
     ties = jax.ops.segment_sum(chosen, segment, count)
@@ -185,6 +188,7 @@ def _sums(
 def _slots(tokens: TokenBatch, rank: Int[AnyArray, "R T"]) -> Int[Array, " S"]:
     """Returns the slot of each sentence's pooled token of highest rank; -1 if none is pooled."""
     segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
+    # Tokens that are not pooled go to one more segment, which is cut off.
     rank, count = rank.reshape(-1), tokens.sentences + 1
     highest = jax.ops.segment_max(rank, segment, count)
     slot = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)

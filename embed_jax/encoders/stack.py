@@ -118,6 +118,8 @@ class Stack(nn.Module):
                 mutable=False,
             )
         if self.read is not None or self.remat != "none":
+            # In a loop of one layer XLA cannot merge the recomputation with the forward pass: the
+            # barrier against that would only cost fusions.
             layer = nn.remat(layer, prevent_cse=self.unroll > 1, policy=POLICIES.get(self.remat))
         if queries[1].slots is not None:
             return self._scan_pooled(layer, hidden, each, queries, *shared)

@@ -198,11 +198,13 @@ class Negatives:
         if self.hard_negatives == "own":
             negative &= same | ~is_hard
         if self.mask_duplicates:
+            # Partners too: of two examples with one anchor, each has a positive of the other.
             for mine in (rows.text, rows.partner):
                 for other_hash in (candidates.text, candidates.partner):
                     negative &= ~_equal(mine, other_hash)
             if rows.keys is not None and candidates.keys is not None:
                 for kind in range(rows.keys.shape[1]):
+                    # Zeros say that an example has no such key: they are not equal to each other.
                     known = jnp.any(rows.keys[:, kind] != 0, axis=-1)[:, None]
                     negative &= ~(known & _equal(rows.keys[:, kind], candidates.keys[:, kind]))
         negative = negative[None]
@@ -244,6 +246,7 @@ def gap_block(
         gaps = (similarities - rows.positive[..., None]) * scale
         if adjust is not None:
             gaps = gaps + adjust(rows, candidates, similarities)
+        # -inf, and not a large negative number: a sum over no negatives is then exactly 0.
         return jnp.where(negatives.are(rows, candidates, similarities), gaps, -jnp.inf)
 
     return block

@@ -202,11 +202,13 @@ def global_loss(
     on_world = getattr(loss, "on_world", loss)
 
     def on_device(params, batch: Batch, key, frozen_params, extra, step):
+        # Here, and not in each group: gradients are then summed over devices once a step.
         params, base = jax.tree.map(vary, (params, frozen_params.get(BASE, {})))
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
         trained, read = gathered(join_params(base, params["encoder"]))
 
+        # The same on all devices: what is drawn is of the batch, not of a group.
         drawn = None if key is None else jax.random.fold_in(key, DRAWN)
         layer = draw_layers(drawn, encoder.config.num_layers, layers) if layers else None
 
@@ -242,6 +244,7 @@ def global_loss(
         own = own.replace(key=drawn, layer=layer, step=step)
         values, weights, metrics = on_world(own, world, params["loss"])
 
+        # A batch may have no example that counts: its loss is 0, not NaN.
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
 
         def mean(per_example):
@@ -288,6 +291,7 @@ def global_loss(
             ),
             out_specs=(whole, (whole, split, *([split] if extra else []))),
             axis_names=manual_axes(mesh),
+            # Checks that the loss is the same on all devices; the gradient of psum relies on it.
             check_vma=True,
         )
         total, (metrics, *rest) = sharded(params, batch, key, frozen_params, extra, step)

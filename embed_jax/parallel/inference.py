@@ -65,6 +65,7 @@ def run_batches(
     waiting: collections.deque = collections.deque()
     for numbers, group in _by_devices(batches, batch_devices(mesh)):
         waiting.append((numbers, encode(params, split_groups(own_groups(group, mesh), mesh))))
+        # One batch stays on its way: the devices work while the host packs the next.
         if len(waiting) > 1:
             yield from _fetch(*waiting.popleft())
     while waiting:

@@ -67,6 +67,7 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"devices, found {fsdp} * {tensor}"
         )
     shape = (devices // (fsdp * tensor), fsdp, tensor)
+    # Auto: the compiler places the collectives over "tensor"; `shard_map` has the others.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=available[:devices])
 
 
@@ -256,6 +257,7 @@ def gather_params(params: Params, mesh: Mesh) -> Params:
     whole = NamedSharding(mesh, PartitionSpec())
     if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
         return params
+    # A compiled identity, since device_put cannot read shards on other hosts.
     return jax.jit(lambda tree: tree, out_shardings=whole)(params)
 
 

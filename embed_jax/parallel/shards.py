@@ -88,6 +88,7 @@ def _gathered(
         or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec))
     ):
         return _gather_shards(params, specs, tensor), None
+    # The layers stay shards here: the scan over them gathers the one that it runs.
     stacked, stacked_specs = _at(params, layers), _at(specs, layers)
     layer_specs = jax.tree.map(
         lambda spec: PartitionSpec(*spec[1:]), stacked_specs, is_leaf=_is_spec
@@ -111,6 +112,7 @@ def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
     for (split, _), chosen in alike.items():
         front = {i: flat_specs[i].index("tensor") if split else 0 for i in chosen}
         moved = {i: jnp.moveaxis(leaves[i], front[i], 0) for i in chosen}
+        # A collective has a fixed cost, and a model has hundreds of small parameters.
         flat = [moved[i].reshape(tensor if split else 1, -1) for i in chosen]
         gather = functools.partial(lax.all_gather, axis_name="fsdp")
         if split:  # by hand, since the compiler would gather over "tensor" as well

@@ -94,10 +94,13 @@ def make_train_step(
         extra = state.extra
         if entries:
             (of_batch,) = entries
+            # Entries were embedded before the update; the momentum encoder follows the new ones.
             extra = advance(state.extra, of_batch, params["encoder"], momentum)
         return state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, extra=extra
         ), metrics
 
+    # Without the shardings the compiler might lay the new state out in another way than the old
+    # one, whose buffers could then not be reused, and the next step would be compiled again.
     options: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
     return jax.jit(step, donate_argnums=0, **options)
