@@ -138,8 +138,8 @@ class Lora:
 
 
 @dataclasses.dataclass
-class Data:
-    """The training data."""
+class DataSet:
+    """The fields of every data set: the only one, or one of a mixture."""
 
     train: str = option(
         "",
@@ -148,22 +148,10 @@ class Data:
         "(.gz).",
     )
     split: str = option("train", "Split of `train`.")
-    validation_split: str = option(
-        "", "Split of `train` whose loss is logged beside the training loss.", unset="no such loss"
-    )
-    holdout: float = option(
-        0.0,
-        "Share of the pairs held out for validation, and again for test; 0: the source has splits.",
-        at_least=0,
-        at_most=0.4,
-    )
     columns: str = option(
         "",
         "The columns that hold anchor, positive, negatives, with commas between.",
         unset="found by their usual names",
-    )
-    corpus: str = option(
-        "", "With `holdout`: more texts to search among.", unset="the pairs' own texts"
     )
     limit: int = option(0, "Read at most this number of records.", at_least=0, unset="all")
     exclude: str = option(
@@ -181,6 +169,24 @@ class Data:
         "",
         "A text file with the `id` of the record that each row of `teacher_vectors` is of.",
         unset="rows in the order of the records",
+    )
+
+
+@dataclasses.dataclass
+class Data(DataSet):
+    """The training data."""
+
+    validation_split: str = option(
+        "", "Split of `train` whose loss is logged beside the training loss.", unset="no such loss"
+    )
+    holdout: float = option(
+        0.0,
+        "Share of the pairs held out for validation, and again for test; 0: the source has splits.",
+        at_least=0,
+        at_most=0.4,
+    )
+    corpus: str = option(
+        "", "With `holdout`: more texts to search among.", unset="the pairs' own texts"
     )
     window: int = option(10_000, 'Records shuffled together in a "stream:" source.', at_least=1)
     consistency: int = option(
@@ -222,33 +228,10 @@ class Data:
 
 
 @dataclasses.dataclass
-class Source:
+class Source(DataSet):
     """One data set of a mixture."""
 
     train: str = option("", "The data set, as `data.train`.")
-    split: str = option("train", "Split of `train`.")
-    limit: int = option(0, "Read at most this number of records.", at_least=0, unset="all")
-    exclude: str = option(
-        "",
-        "Files, with commas between; a record with a text from one of them is left out.",
-        unset="no file",
-    )
-    score_max: float = option(1.0, "Scores are divided by it: 5 for STS-B.", more_than=0)
-    teacher_vectors: str = option(
-        "",
-        "A .npy file with a teacher's embeddings of the records of `train` (distillation).",
-        unset="no file",
-    )
-    teacher_ids: str = option(
-        "",
-        "A text file with the `id` of the record that each row of `teacher_vectors` is of.",
-        unset="rows in the order of the records",
-    )
-    columns: str = option(
-        "",
-        "The columns that hold anchor, positive, negatives, with commas between.",
-        unset="found by their usual names",
-    )
     max_length: int = option(0, "Tokens a text is cut to.", at_least=0, unset="data.max_length")
     anchor_prompt: str = option("", "Text put before each anchor.", unset="data.anchor_prompt")
     candidate_prompt: str = option(
