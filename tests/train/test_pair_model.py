@@ -295,6 +295,7 @@ def test_three_classes_are_three_logits(config):
     [
         ({"loss__name": "info_nce"}, "a cross-encoder reads each pair"),
         ({"model__pooling": "cls"}, "config.model.pooling: not for a cross-encoder, found 'cls'"),
+        ({"model__sparse": "max"}, "config.model.sparse: not for a cross-encoder, found 'max'"),
         ({"queue__size": 8}, "config.queue.size: not for a cross-encoder, found 8"),
         ({"loss__mlm": 0.1}, "config.loss.mlm: not for a cross-encoder, found 0.1"),
     ],
