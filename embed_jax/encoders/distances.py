@@ -106,6 +106,7 @@ def shift_rows(x: Shaped[Array, "*B T 2*T"]) -> Shaped[Array, "*B T T"]:
     slots = x.shape[-2]
     flat = x.reshape(*x.shape[:-2], -1)
     if isinstance(slots, int):
+        # Each row starts one number later than the row above it: that is the shift by i.
         shorter = flat[..., slots:].reshape(*x.shape[:-1], 2 * slots - 1)
         return shorter[..., :slots]
     # In the graph of an ONNX file, which is for any length, slices have known sizes only.

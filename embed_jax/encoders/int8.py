@@ -40,6 +40,7 @@ def quantize_kernel(kernel: Float[AnyArray, "*L I O"]) -> Int8:
     numpy = np if isinstance(kernel, np.ndarray) else jnp
     kernel = kernel.astype(np.float32)
     scale = numpy.abs(kernel).max(axis=-2, keepdims=True) / np.float32(127)
+    # An output whose weights are all 0: any scale gives 0 back, and 0 / 0 is avoided.
     scale = numpy.where(scale > 0, scale, np.float32(1))
     return Int8(numpy.round(kernel / scale).astype(np.int8), scale)
 

@@ -255,14 +255,17 @@ def _add_adapter_product(
     b: Array = module.get_variable(ADAPTER, "b")
     key = module.make_rng(ADAPTER) if lora.dropout and module.has_rng(ADAPTER) else None
     flat = dropout(x.reshape(-1, x.shape[-1]).astype(dtype), lora.dropout, key)
+    # In this order the products cost rank times in + out; A B first would cost in times out.
     change = lora.scale * matrix_product(flat, a.astype(dtype))
     change = matrix_product(change, b.astype(dtype))
     if lora.dora:
         kernel: Array = module.get_variable("params", "kernel")
         full = kernel.astype(jnp.float32) + lora.scale * jnp.matmul(a, b, precision="highest")
+        # Without gradient, as in the paper (section 4.3): its share of the gain costs much memory.
         norm = lax.stop_gradient(jnp.linalg.norm(full, axis=0))
         ratio = module.get_variable(ADAPTER, "magnitude") / norm
         if key is not None:
+            # The adapter's input is dropped out, that of `result` is not: the product anew.
             base = matrix_product(flat, kernel.astype(dtype))
         else:
             base = result.reshape(change.shape)

@@ -243,6 +243,7 @@ def _drawn(key: PRNGKeyArray | None, number: int, sample: int) -> Float[Array, "
     """Returns 1 for sizes that count at this step, 0 for the rest; without a key all count."""
     if key is None or not sample:
         return jnp.ones(number)
+    # Factors of 0, and not fewer sizes: the program is the same at every step.
     return (jax.random.permutation(key, number) < sample).astype(jnp.float32)
 
 
