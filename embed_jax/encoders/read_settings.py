@@ -27,7 +27,7 @@ def named_prompts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_default_prompt(settings: Mapping[str, Any], directory: Path) -> str | None:
-    """Returns the name of the default prompt; None if there is none or its prompt is not named."""
+    """Returns the name of the default prompt; None: not set, or the model has no such prompt."""
     name = settings.get("default_prompt_name")
     known = {"query": "", "document": "", **named_prompts(settings)}
     if name is not None and name not in known:
