@@ -28,6 +28,7 @@ COMMANDS = {
     "static": "models that look up a vector for each token",
     "merge": "averages of models",
     "geometry": "how embeddings lie in space",
+    "limit": "data that one vector cannot search, and why",
     "export": "sentence-transformers, Hugging Face and ONNX files",
     "bench": "speed and memory",
 }

@@ -27,7 +27,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_settings import SIDES, TokenSettings
 from embed_jax.encoders.write_late import write_late_interaction
 from embed_jax.errors import InputError, warn
-from embed_jax.maxsim import maxsim_matrix
+from embed_jax.maxsim import SIMILARITIES_OF_TOKENS, maxsim_matrix
 from embed_jax.pair_scores import best_first, check_pairs, check_top_k
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import (
@@ -68,6 +68,8 @@ class LateInteractionEncoder(PicklesByParts):
 
     routes = SIDES
     prompts: Setting[dict[str, str]] = Setting()
+    default_prompt_name: Setting[str | None] = Setting()
+    template: Setting[str] = Setting()
     similarity_fn_name: Setting[str] = Setting("similarity")
     matryoshka_dims: Setting[tuple[int, ...]] = Setting()
     include_prompt: Setting[bool] = Setting()
@@ -99,9 +101,10 @@ class LateInteractionEncoder(PicklesByParts):
                 backbone or lacks the token that expands queries.
         """
         self.settings = settings or EncodingSettings(similarity="maxsim")
-        if self.settings.similarity not in ("maxsim", "mean_maxsim"):
-            known = ("maxsim", "mean_maxsim")
-            raise InputError(unknown("similarity", self.settings.similarity, known))
+        if self.settings.similarity not in SIMILARITIES_OF_TOKENS:
+            raise InputError(
+                unknown("similarity", self.settings.similarity, SIMILARITIES_OF_TOKENS)
+            )
         self.texts = texts or TokenSettings()
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.tokenizers = {

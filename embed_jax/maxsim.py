@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from embed_jax.errors import InputError
 from embed_jax.scores import BLOCK, Score, pair_score
 
+SIMILARITIES_OF_TOKENS = ("maxsim", "mean_maxsim")
 TILE = 2**20  # products of tokens that are held at once: 4 MiB
 
 

@@ -107,6 +107,22 @@ def check_picture(parser: OneLineParser, option: str, path: Path | None) -> None
         )
 
 
+def named(options: Sequence[str], option: str) -> dict[str, str]:
+    """Reads values "NAME=VALUE" into a dict.
+
+    Raises:
+        InputError: for a value of another form, or a name that stands twice.
+    """
+    values: dict[str, str] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--{option}: expected NAME=VALUE, found {text!r}")
+        if values.setdefault(name, value) != value:
+            raise InputError(f"--{option}: the name {name!r} stands twice")
+    return values
+
+
 def load_model(name: str) -> Any:
     """Loads an embedding model by name or from a run's directory; keeps compiled programs."""
     from embed_jax import load

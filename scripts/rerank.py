@@ -19,7 +19,15 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line, require
 
-from .commands import OneLineParser, Parser, load_cross_encoder, load_model, whole_file, write_json
+from .commands import (
+    OneLineParser,
+    Parser,
+    load_cross_encoder,
+    load_model,
+    named,
+    whole_file,
+    write_json,
+)
 
 EXAMPLES = """examples:
   python -m scripts.rerank shortlist --data scifact --first-stage bm25 --output bm25.trec
@@ -234,22 +242,6 @@ def markdown_table(contents: Sequence[tuple[str, dict[str, Any]]]) -> str:
                     ]
                 )
     return markdown(header, rows)
-
-
-def named(options: Sequence[str], option: str) -> dict[str, str]:
-    """Reads values "NAME=VALUE" into a dict.
-
-    Raises:
-        InputError: for a value of another form, or a name that stands twice.
-    """
-    values: dict[str, str] = {}
-    for text in options:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise InputError(f"--{option}: expected NAME=VALUE, found {text!r}")
-        if values.setdefault(name, value) != value:
-            raise InputError(f"--{option}: the name {name!r} stands twice")
-    return values
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from embed_jax.embedding_model import EmbeddingModel
 from embed_jax.errors import InputError
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.prompts import prompt_for
@@ -111,8 +111,41 @@ class Embedder:
         self.embedded += len(texts)
 
 
+class TokenEmbedder:
+    """Gives tasks a vector for each token of a text: a late-interaction model as tasks see it.
+
+    The vectors of a corpus can be larger than memory, so none is kept.
+
+    Attributes:
+        name: the model's, for tables.
+        similarity: "maxsim" or "mean_maxsim".
+        embedded: how many texts the model was given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encode: Callable[..., list[Float[np.ndarray, "_ d"]]],
+        options: Options,
+        *,
+        similarity: str = "maxsim",
+    ):
+        """Encodes nothing yet; see `Embedder` for the arguments."""
+        self.name, self.similarity, self.embedded = name, similarity, 0
+        self._encode, self._options = encode, options
+
+    def __call__(self, texts: Sequence[str], use: Use) -> list[Float[np.ndarray, "_ d"]]:
+        """Returns the vectors of each text's tokens, in order of the texts."""
+        self.embedded += len(texts)
+        return self._encode(texts, **self._options(use))
+
+    def describe_work(self) -> str:
+        """Returns how many texts the model was given, in words."""
+        return f"{self.embedded} texts embedded"
+
+
 def prompt_options(
-    model: EmbeddingModel,
+    model: Any,
     *,
     prompt_name: str | None = None,
     query_prompt_name: str | None = None,
@@ -127,7 +160,8 @@ def prompt_options(
     purpose, and never an instruction. A RoutedEncoder is told the side too, as the task.
 
     Args:
-        model: an EmbeddingModel; one with routes is told the side, as the task.
+        model: an EmbeddingModel or a late-interaction model; one with routes is told the side, as
+            the task.
         prompt_name: of all texts except documents.
         query_prompt_name: of the queries of a search.
         corpus_prompt_name: of the documents of a search.

@@ -19,7 +19,9 @@ from embed_jax.evals.search import (
     small_corpus,
 )
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
 from embed_jax.registry import unknown
+from embed_jax.retrieval.maxsim import maxsim_search
 from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Run, dense_search
 from embed_jax.scores import SIMILARITIES
@@ -175,12 +177,21 @@ def search_with(
     Args:
         embed: embeds texts.
         use: what it is told of texts of a side.
-        similarity: one of SIMILARITIES.
+        similarity: one of SIMILARITIES, or of SIMILARITIES_OF_TOKENS for vectors of tokens.
         passage_words: see `open_task`.
         passage_overlap: see `open_task`.
+
+    Raises:
+        InputError: for passages of vectors of tokens.
     """
     embed_queries = functools.partial(embed, use=use(QUERY))
     embed_documents = functools.partial(embed, use=use(DOCUMENT))
+    if similarity in SIMILARITIES_OF_TOKENS:
+        if passage_words:
+            raise InputError("passage_words: not for late interaction, which reads whole documents")
+        return functools.partial(
+            maxsim_search, embed_queries, embed_documents, mean=similarity == "mean_maxsim"
+        )
     if not passage_words:
         return functools.partial(
             dense_search, embed_queries, embed_documents, similarity=similarity

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, one_line
+from embed_jax.evals.embedder import TokenEmbedder
 from embed_jax.evals.reranker import Reranker
 from embed_jax.evals.results import TaskResult, fingerprint, read_result, seen_in_training
 from embed_jax.evals.task import Embed, Outcome, Task, Use
@@ -170,16 +171,23 @@ def evaluate(
     Args:
         entry: the task.
         model: the model's name.
-        system: the model, see `embedder.Embedder`, or `reranker.Reranker` for a cross-encoder.
+        system: the model: see `embedder.Embedder`, `embedder.TokenEmbedder` for late interaction,
+            `reranker.Reranker` for a cross-encoder.
         task: what `entry.open()` returns, if it was read before.
         training: returns training texts, which the task's texts are then compared with.
         details: more fields of the result.
 
     Raises:
-        InputError: for a cross-encoder on a kind of task that needs embeddings.
+        InputError: for a cross-encoder on a kind of task that needs embeddings, or late interaction
+            on one that needs a vector for each text.
     """
     task = task or entry.open()
     began = time.perf_counter()
+    if isinstance(system, TokenEmbedder) and task.kind != "Retrieval":
+        raise InputError(
+            f"{model}: a late-interaction model, whose texts have a vector for each token; a task "
+            f"of the kind {entry.task} needs a vector for each text"
+        )
     if not isinstance(system, Reranker):
         outcome = task.evaluate(_instructed(system, entry.instruction))
     elif task.evaluate_pairs is not None:

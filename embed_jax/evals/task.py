@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -41,16 +41,19 @@ class Use:
 
 @runtime_checkable
 class Embed(Protocol):
-    """A model as tasks see it: see `embedder.Embedder`.
+    """A model as tasks see it: see `embedder.Embedder` and `embedder.TokenEmbedder`.
+
+    It gives embeddings [N, D], scipy's CSR of this shape, or of late interaction a list with the
+    vectors [L, d] of each text's tokens.
 
     Attributes:
-        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be
-            compared.
+        similarity: "cosine", "dot", "euclidean" or "manhattan", or of late interaction "maxsim" or
+            "mean_maxsim": how its embeddings are meant to be compared.
     """
 
     similarity: str
 
-    def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]: ...
+    def __call__(self, texts: Sequence[str], use: Use) -> Any: ...
 
 
 def binary_average_precision(

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from embed_jax.errors import exit_with_one_line
 
 from ..commands import OneLineParser, Parser, whole_file, write_json
-from . import diagnose, embedders, results, suite, sweep, task
+from . import diagnose, embedders, results, searches, suite, sweep, task
 from .aliases import translate
 
 EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv, .jsonl or .gz, tfds:NAME, hf:NAME):
   sts             score, sentence1, sentence2 and optionally subset
   retrieval       a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or
-                  python_docs
+                  python_docs, or limit, limit:50000 (made; see scripts.limit)
   classification  text, label (a directory with a train split too)
   clustering      text, label
   pairs           sentence1, sentence2, label (1 or 0)
@@ -51,6 +51,9 @@ examples:
   python -m scripts.evaluate compare results/runs_a results/runs_b
   python -m scripts.evaluate leaderboard results
   python -m scripts.evaluate diagnose --model runs/a --data scifact --pairs pairs.tsv
+  python -m scripts.evaluate searches --data limit --model bm25 \
+      --model MiniLM=sentence-transformers/all-MiniLM-L6-v2 --model ColBERT=runs/colbert/model \
+      --dims 32,128,256 --k 2,10,20 --metrics recall@2,recall@20 --output limit.json
   python -m scripts.evaluate sweep --model sentence-transformers/all-MiniLM-L6-v2 --data scifact \\
       --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8
       --keep 0.95 \\
@@ -71,6 +74,11 @@ COMMANDS = {
         "a ranking of models",
         results.add_leaderboard_arguments,
         results.run_leaderboard,
+    ),
+    "searches": (
+        "several searches of one data set: BM25, dense at several sizes, sparse, late interaction",
+        searches.add_arguments,
+        searches.run,
     ),
     "sweep": ("compressed embeddings: quality, bytes, speed", sweep.add_arguments, sweep.run),
     "diagnose": ("the usual faults of a search", diagnose.add_arguments, diagnose.run),

@@ -109,7 +109,7 @@ def read_options(args: argparse.Namespace) -> ModelOptions:
 def open_embedder(
     name: str, options: ModelOptions, cache: Path | None = None, show_progress: bool = False
 ) -> Any:
-    """Returns the Embedder of a model.
+    """Returns the Embedder of a model, or the TokenEmbedder of a late-interaction model.
 
     Args:
         name: a directory, a hub name, an ONNX file, or PROVIDER:NAME of an endpoint.
@@ -117,7 +117,8 @@ def open_embedder(
         cache: where an endpoint's embeddings are kept, unless the options name it.
         show_progress: draws a bar on a terminal.
     """
-    from embed_jax.evals.embedder import Embedder, endpoint_options
+    from embed_jax.evals.embedder import Embedder, TokenEmbedder, endpoint_options
+    from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
 
     if provider(name):
         from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
@@ -136,7 +137,10 @@ def open_embedder(
     if name.endswith(".onnx"):
         return _onnx_embedder(Path(name), options)
     model = load_model(name)
-    return Embedder(
+    gives_tokens = model.similarity_fn_name in SIMILARITIES_OF_TOKENS
+    if gives_tokens and options.layers:
+        raise InputError(f"{name}: --layers is not for a late-interaction model")
+    return (TokenEmbedder if gives_tokens else Embedder)(
         name,
         encoder(options, model, show_progress),
         model_options(options, model),
@@ -225,7 +229,7 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
 
 def encoder(options: ModelOptions, model: Any, show_progress: bool = False) -> Callable:
     """Returns `model.encode` with the options that hold for all texts."""
-    size = {"dim": options.dim, "layers": options.layers}
+    size = {name: getattr(options, name) for name in ("dim", "layers") if getattr(options, name)}
     return functools.partial(
         model.encode,
         **size,

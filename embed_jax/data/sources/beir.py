@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from embed_jax.atomic import write_whole
 from embed_jax.data.pairs import SearchTask, join_title
 from embed_jax.data.sources.files import iter_json, iter_rows, parse_number
 from embed_jax.errors import InputError, warn
@@ -115,6 +117,42 @@ def _task(
     if oddities := [f"{count} {what}" for what, count in odd.items() if count]:
         warn(f"{source}: {', '.join(oddities)}; scores are those of trec_eval")
     return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
+
+
+def write_beir(directory: str | Path, task: SearchTask, split: str = "test") -> None:
+    """Writes a retrieval task in BEIR's layout, with empty titles; `read_beir` reads it.
+
+    Args:
+        directory: made if it does not exist.
+        task: corpus, queries and judgements.
+        split: names the judgements.
+
+    Raises:
+        InputError: for a directory that has files, or that cannot be made.
+    """
+    directory = Path(directory)
+    try:
+        (directory / "qrels").mkdir(parents=True, exist_ok=True)
+        if any(path.is_file() for path in directory.rglob("*")):
+            raise InputError(f"{directory}: expected an empty directory, or a new one")
+        corpus, queries, qrels = task
+        documents = ({"_id": name, "title": "", "text": text} for name, text in corpus.items())
+        write_whole(directory / "corpus.jsonl", _json_lines(documents))
+        query_records = ({"_id": name, "text": text} for name, text in queries.items())
+        write_whole(directory / "queries.jsonl", _json_lines(query_records))
+        rows = [
+            (query, document, str(grade))
+            for query, judged in qrels.items()
+            for document, grade in judged.items()
+        ]
+        table = "".join("\t".join(row) + "\n" for row in (QRELS_HEADER, *rows))
+        write_whole(directory / "qrels" / f"{split}.tsv", table)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+
+
+def _json_lines(records: Iterator[Mapping[str, str]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def open_source(rest: str, split: str) -> list[dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from embed_jax.data.pairs import SearchTask
 from embed_jax.data.sources.beir import read_beir, read_hub
 
@@ -10,8 +12,9 @@ def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
     """Opens a retrieval task: its corpus, queries and relevance judgements.
 
     Args:
-        name: "python_docs", a directory in BEIR's layout, "hf:NAME", or "pool:DIRECTORY" with
-            reranking data, whose candidates are the corpus.
+        name: "python_docs", "limit" or "limit:50000" (see `limit_task`), a directory in BEIR's
+            layout, "hf:NAME", or "pool:DIRECTORY" with reranking data, whose candidates are the
+            corpus.
         split: the split of the judgements.
 
     Raises:
@@ -21,6 +24,10 @@ def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
         from embed_jax.data.sources.python_docs import python_docs_task
 
         return python_docs_task(split)
+    if name.partition(":")[0] == "limit" and not Path(name).exists():
+        from embed_jax.data.sources.limit import open_limit
+
+        return open_limit(name, split)
     if name.startswith("pool:"):
         from embed_jax.data.sources.pool import read_pool
 
