@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -61,15 +62,24 @@ def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM2
     Raises:
         InputError: if bm25s is not installed.
     """
+    words = text_words(corpus)
+    index = empty_bm25(k1, b)
+    if any(words):
+        index.index(words, show_progress=False)
+    return BM25Searcher(index if any(words) else None, len(corpus))
+
+
+def empty_bm25(k1: float, b: float) -> Any:
+    """Returns bm25s' index before it is given documents.
+
+    Raises:
+        InputError: bm25s is not installed.
+    """
     require("bm25s")
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index it builds
-    words = _words(corpus)
-    index = bm25s.BM25(k1=k1, b=b, method="lucene")
-    if any(words):
-        index.index(words, show_progress=False)
-    return BM25Searcher(index if any(words) else None, len(corpus))
+    return bm25s.BM25(k1=k1, b=b, method="lucene")
 
 
 class BM25Searcher:
@@ -90,7 +100,7 @@ class BM25Searcher:
         """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int32)
-        for number, words in enumerate(_words(queries)):
+        for number, words in enumerate(text_words(queries)):
             # bm25s' own selection breaks ties at random; ours keeps the corpus' order.
             every = self._scores(words)
             kth = np.partition(every, -k)[-k] if k < self._size else 0
@@ -104,7 +114,7 @@ class BM25Searcher:
     ) -> Float[np.ndarray, "Q p"]:
         """Computes the score of each query with its own rows; -inf for row -1."""
         scores = np.full(rows.shape, -np.inf, np.float32)
-        for query_scores, row, words in zip(scores, rows, _words(queries), strict=True):
+        for query_scores, row, words in zip(scores, rows, text_words(queries), strict=True):
             query_scores[row >= 0] = self._scores(words)[row[row >= 0]]
         return scores
 
@@ -115,7 +125,13 @@ class BM25Searcher:
         return self._index.get_scores(known) if known else np.zeros(self._size, np.float32)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
+def text_words(texts: Sequence[str]) -> list[list[str]]:
+    """Returns the words of each text, as BM25 counts them; see `bm25_searcher`.
+
+    Raises:
+        InputError: bm25s is not installed.
+    """
+    require("bm25s")
     import bm25s
 
     tokens = bm25s.tokenize(

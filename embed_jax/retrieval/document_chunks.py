@@ -2,7 +2,8 @@
 
     I.NAME.npy           for each vector of chunk I something; what it is depends on the index
     doclens.I.json       how many vectors each document has
-    documents.I.json     the ids of the documents, and hashes of their texts
+    documents.I.json     the ids of the documents, hashes of their texts, and their fields
+    I.texts.npy, I.text_ends.npy    the texts in UTF-8, and where each ends; if texts are stored
 
 A chunk never changes. Another snapshot of the index links its files, or has others in their place.
 """
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from embed_jax.errors import InputError
 from embed_jax.snapshots import link_file
 
 BLOCK = 2**15  # vectors encoded at a time
+TEXTS, TEXT_ENDS = "texts", "text_ends"  # arrays of the stored texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +35,17 @@ class IndexEntry:
 
     Attributes:
         id: any string.
-        vectors: its embedding, or those of its tokens.
+        vectors: its embedding, or those of its tokens; for search by words, its words.
         text_hash: of its text; "" if the text is not known.
+        fields: its metadata by name.
+        text: to store; None: is not stored.
     """
 
     id: str
-    vectors: Float[np.ndarray, "n d"]
+    vectors: Shaped[np.ndarray, "n ..."]
     text_hash: str = ""
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text: str | None = None
 
 
 def hash_of(text: str) -> str:
@@ -49,6 +55,23 @@ def hash_of(text: str) -> str:
     '27c35e6e9373877f29e562464e46497e'
     """
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+class StoredTexts(Sequence[str]):
+    """The texts of a chunk, read from a mapped file one by one."""
+
+    def __init__(self, content: UInt8[np.ndarray, " b"], ends: Int64[np.ndarray, " n"]):
+        self._content, self._ends = content, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[index] for index in range(*position.indices(len(self)))]
+        start = self._ends[position - 1] if position else 0
+        content = bytes(self._content[start : self._ends[position]])
+        return content.decode("utf-8", errors="surrogatepass")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +85,8 @@ class Chunk:
         ids: of the documents.
         hashes: of their texts, or "".
         lengths: how many vectors each document has.
+        fields: of each document.
+        has_texts: whether texts are stored.
     """
 
     folder: Path
@@ -70,6 +95,8 @@ class Chunk:
     ids: Sequence[str]
     hashes: Sequence[str]
     lengths: Int64[np.ndarray, " n"]
+    fields: Sequence[Mapping[str, Any]]
+    has_texts: bool = False
 
     @property
     def rows(self) -> int:
@@ -84,12 +111,25 @@ class Chunk:
             for name in self.names
         }
 
+    @functools.cached_property
+    def texts(self) -> Sequence[str]:
+        """Returns the stored texts; "" for each document without them."""
+        if not self.has_texts:
+            return [""] * len(self.ids)
+        content, ends = (
+            read_array(self.folder / f"{self.number}.{name}.npy", mapped=name == TEXTS)
+            for name in (TEXTS, TEXT_ENDS)
+        )
+        return StoredTexts(content, ends)
+
     def place(self, folder: Path, number: int) -> Chunk:
         """Puts the chunk into a snapshot, where it gets another number."""
-        for name in self.names:
+        for name in (*self.names, *((TEXTS, TEXT_ENDS) if self.has_texts else ())):
             link_file(self.folder / f"{self.number}.{name}.npy", folder / f"{number}.{name}.npy")
         write_index_json(folder / f"doclens.{number}.json", self.lengths.tolist())
-        names = {"ids": list(self.ids), "text_hashes": list(self.hashes)}
+        names: dict[str, Any] = {"ids": list(self.ids), "text_hashes": list(self.hashes)}
+        if any(self.fields):
+            names["fields"] = list(map(dict, self.fields))
         write_index_json(folder / f"documents.{number}.json", names)
         return dataclasses.replace(self, folder=folder, number=number)
 
@@ -103,6 +143,8 @@ class Chunk:
             list(itertools.compress(self.hashes, keep)),
             self.lengths[keep],
             {name: array[of_row] for name, array in self.arrays.items()},
+            list(itertools.compress(self.fields, keep)),
+            list(itertools.compress(self.texts, keep)) if self.has_texts else None,
         )
 
 
@@ -113,16 +155,24 @@ def write_chunk(
     hashes: Sequence[str],
     lengths: Int64[np.ndarray, " n"],
     arrays: Mapping[str, np.ndarray],
+    fields: Sequence[Mapping[str, Any]],
+    texts: Sequence[str] | None = None,
 ) -> Chunk:
-    """Writes the arrays of a chunk; `Chunk.place` writes the other files."""
-    for name, array in arrays.items():
+    """Writes the arrays and texts of a chunk; `Chunk.place` writes the other files."""
+    stored = dict(arrays)
+    if texts is not None:
+        contents = [text.encode("utf-8", errors="surrogatepass") for text in texts]
+        stored[TEXTS] = np.frombuffer(b"".join(contents), np.uint8)
+        stored[TEXT_ENDS] = np.cumsum([len(content) for content in contents], dtype=np.int64)
+    for name, array in stored.items():
         np.save(folder / f"{number}.{name}.npy", array)
-    return Chunk(folder, number, tuple(arrays), ids, hashes, lengths)
+    has_texts = texts is not None
+    return Chunk(folder, number, tuple(arrays), ids, hashes, lengths, fields, has_texts)
 
 
 def encode_chunks(
     entries: Iterable[IndexEntry],
-    encode: Callable[[Float[np.ndarray, "n d"]], Mapping[str, np.ndarray]],
+    encode: Callable[[Shaped[np.ndarray, "n ..."]], Mapping[str, np.ndarray]],
     folder: Path,
     numbers: Iterator[int],
     limit: int,
@@ -155,6 +205,8 @@ def encode_chunks(
         nonlocal chunk_rows
         encode_block()
         chunk_rows = 0
+        texts = [entry.text for entry in members]
+        has_texts = any(text is not None for text in texts)
         chunk = write_chunk(
             folder,
             next(numbers),
@@ -162,6 +214,8 @@ def encode_chunks(
             [entry.text_hash for entry in members],
             np.array(lengths, np.int64),
             {name: np.concatenate([part[name] for part in encoded]) for name in encoded[0]},
+            [entry.fields for entry in members],
+            [text or "" for text in texts] if has_texts else None,
         )
         for values in (members, lengths, encoded):
             values.clear()
@@ -201,6 +255,10 @@ def merge_small(
                 name: np.concatenate([chunk.arrays[name] for chunk in group])
                 for name in group[0].names
             },
+            [fields for chunk in group for fields in chunk.fields],
+            [text for chunk in group for text in chunk.texts]
+            if any(chunk.has_texts for chunk in group)
+            else None,
         )
 
     for chunk in chunks:
@@ -223,10 +281,14 @@ def load_chunks(folder: Path, count: int, names: Sequence[str]) -> list[Chunk]:
     for number in range(count):
         members = read_index_json(folder / f"documents.{number}.json")
         lengths = np.array(read_index_json(folder / f"doclens.{number}.json"), np.int64)
-        chunk = Chunk(folder, number, names, members["ids"], members["text_hashes"], lengths)
+        ids, hashes = members["ids"], members["text_hashes"]
+        fields = members.get("fields") or [{}] * len(ids)
+        has_texts = (folder / f"{number}.{TEXTS}.npy").exists()
+        chunk = Chunk(folder, number, names, ids, hashes, lengths, fields, has_texts)
         # Mapped now: a writer may remove the files, which stay readable where they are mapped.
         rows = {chunk.rows, *map(len, chunk.arrays.values())}
-        if len(rows) > 1 or not len(chunk.ids) == len(chunk.hashes) == len(lengths):
+        documents = {len(lengths), *map(len, (ids, hashes, fields, chunk.texts))}
+        if len(rows) > 1 or len(documents) > 1:
             raise InputError(f"{folder}: the files of chunk {number} do not fit each other")
         chunks.append(chunk)
     return chunks

@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import shutil
@@ -18,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Shaped
 
 from embed_jax.atomic import plain_json
 from embed_jax.errors import InputError, first_difference
 from embed_jax.retrieval.document_chunks import Chunk, IndexEntry, hash_of, merge_small
+from embed_jax.retrieval.filters import Filter, check_metadata
+from embed_jax.retrieval.index_state import IndexDocument, IndexState, IndexVectors
 from embed_jax.snapshots import Snapshots
+
+__all__ = ["Changes", "DocumentIndex", "IndexDocument", "IndexState", "IndexVectors"]
 
 FORMAT = "embed-jax index 1"
 PARTS = "parts"  # a folder of a snapshot that is being written
 
-# Of NumPy or JAX: importing JAX would take longer than a small write.
-IndexVectors = Float[Any, "..."]
-IndexDocument = tuple[str, IndexVectors] | tuple[str, IndexVectors, str]
-"""The id, the embedding or the token embeddings, and perhaps the text of a document."""
 ShowProgress = Callable[[str, int], None]
 """Gets a stage, and how many documents passed it since it was called last."""
 
@@ -47,48 +46,6 @@ class Changes:
     added: Sequence[str]
     updated: Sequence[str]
     deleted: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class IndexState:
-    """A snapshot of an index, opened."""
-
-    description: Mapping[str, Any]
-    folder: Path
-    chunks: Sequence[Chunk]
-
-    @functools.cached_property
-    def ids(self) -> list[str]:
-        """Returns the ids of all documents, in the order of the chunks."""
-        return [name for chunk in self.chunks for name in chunk.ids]
-
-    @functools.cached_property
-    def positions(self) -> dict[str, int]:
-        """Returns where each id is."""
-        return {name: position for position, name in enumerate(self.ids)}
-
-    @functools.cached_property
-    def tie_order(self) -> Int64[np.ndarray, " N"]:
-        """Returns the rank of each document by its id."""
-        order = np.empty(len(self.ids), np.int64)
-        order[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
-        return order
-
-    def mask(self, allowed: Collection[str]) -> Bool[np.ndarray, " N"]:
-        """Marks the documents of these ids; ids that are not in the index mark nothing."""
-        mask = np.zeros(len(self.ids), bool)
-        mask[[self.positions[name] for name in allowed if name in self.positions]] = True
-        return mask
-
-    def best(
-        self,
-        positions: Int64[np.ndarray, " c"],
-        scores: Float[np.ndarray, " c"],
-        k: int,
-    ) -> dict[str, float]:
-        """Returns the k documents with the largest scores; equal scores in the order of ids."""
-        rows = np.lexsort((self.tie_order[positions], -scores))[:k]
-        return {self.ids[positions[row]]: float(scores[row]) for row in rows}
 
 
 class DocumentIndex(abc.ABC):
@@ -120,18 +77,21 @@ class DocumentIndex(abc.ABC):
     def load(cls, description: Mapping[str, Any], folder: Path) -> Any:
         """Opens a snapshot; returns an `IndexState`."""
 
+    @classmethod
     @abc.abstractmethod
-    def checked(self, documents: Iterable[IndexDocument], state: Any) -> Iterator[IndexEntry]:
+    def checked(cls, documents: Iterable[IndexDocument], state: Any) -> Iterator[IndexEntry]:
         """Yields documents in the form in which they are encoded."""
 
+    @classmethod
     @abc.abstractmethod
     def encoded(
-        self, entries: Iterable[IndexEntry], state: Any, folder: Path, numbers: Iterator[int]
+        cls, entries: Iterable[IndexEntry], state: Any, folder: Path, numbers: Iterator[int]
     ) -> Iterator[Chunk]:
         """Encodes documents in chunks; see `encode_chunks`."""
 
+    @classmethod
     @abc.abstractmethod
-    def finish(self, folder: Path, chunks: Sequence[Chunk], state: Any) -> Mapping[str, Any]:
+    def finish(cls, folder: Path, chunks: Sequence[Chunk], state: Any) -> Mapping[str, Any]:
         """Writes what a snapshot has besides its chunks; returns the details of its description."""
 
     @property
@@ -148,6 +108,39 @@ class DocumentIndex(abc.ABC):
     def ids(self) -> Sequence[str]:
         """Returns the ids of all documents."""
         return self._state.ids
+
+    def texts(self, ids: Iterable[str]) -> list[str]:
+        """Returns the stored texts of documents.
+
+        Raises:
+            InputError: a document is not in the index, or the index stores no texts.
+        """
+        if not self._state.description.get("stores_texts"):
+            raise InputError(f"{self.path}: stores no texts; build it with store_texts=True")
+        names = list(ids)
+        for name in names:
+            if name not in self:
+                raise InputError(f"{self.path}: no document {name!r}")
+        return [self._state.text(name) for name in names]
+
+    def fields(self, document: str) -> Mapping[str, Any]:
+        """Returns the fields of a document.
+
+        Raises:
+            InputError: the document is not in the index.
+        """
+        if document not in self:
+            raise InputError(f"{self.path}: no document {document!r}")
+        return self._state.fields[self._state.positions[document]]
+
+    def select(self, where: Filter) -> set[str]:
+        """Returns the ids of the documents that a filter selects; see `filters`.
+
+        Raises:
+            InputError: for a filter on a field that no document has.
+        """
+        mask = self._state.mask(None, where)
+        return set(self.ids if mask is None else itertools.compress(self.ids, mask))
 
     def __len__(self) -> int:
         return len(self._state.ids)
@@ -185,6 +178,20 @@ class DocumentIndex(abc.ABC):
             RunError: the files can't be written.
         """
         self._write((), list(ids), no_progress, is_update=False)
+
+    def file_sizes(self, patterns: Mapping[str, str]) -> dict[str, float]:
+        """Returns the bytes of files by the name of a part, and those of each document.
+
+        Args:
+            patterns: of the names of a part's files in the snapshot.
+        """
+        folder = self._state.folder
+        sizes = {
+            name: float(sum(file.stat().st_size for file in folder.glob(pattern)))
+            for name, pattern in patterns.items()
+        }
+        per_document = sum(sizes.values()) / max(len(self), 1)
+        return {"documents": len(self), **sizes, "bytes per document": per_document}
 
     def changes(self, texts: Mapping[str, str]) -> Changes:
         """Compares the index with a corpus: which documents are to be added, updated and deleted.
@@ -228,9 +235,49 @@ class DocumentIndex(abc.ABC):
             gone = {*deleted, *(name for chunk in new for name in chunk.ids)}
             chunks = [*_without(gone, state.chunks, parts, numbers), *new]
             placed = place_chunks(merge_small(chunks, parts, numbers, self.chunk_limit), folder)
-            details = self.finish(folder, placed, state)
+            details = dict(self.finish(folder, placed, state))
+            details["stores_texts"] = bool(state.description.get("stores_texts"))
             description |= describe_index(self.kind, self.identity, placed, details)
         self._state = self._snapshots.read(self._load)
+
+
+def build_documents(
+    index: type[DocumentIndex],
+    path: str | Path,
+    documents: Iterable[IndexDocument],
+    empty: IndexState,
+    *,
+    identity: Mapping[str, Any],
+    replace: bool,
+    progress: ShowProgress,
+) -> None:
+    """Builds an index whose documents are read once.
+
+    Args:
+        index: its class.
+        path: a folder, which is created.
+        documents: see `build_index`.
+        empty: a state without documents, whose description has the options of the index.
+        identity: what the embeddings depend on, as JSON.
+        replace: replace an index that is there.
+        progress: called with a stage and the number of documents that it has passed since.
+
+    Raises:
+        InputError: the folder holds an index or something else; there is no document; ids are not
+            strings, or not distinct; documents that cannot be used.
+        RunError: the files can't be written.
+    """
+    snapshots = Snapshots(path, FORMAT)
+    check_build(snapshots, replace)
+    with new_snapshot(snapshots) as (folder, parts, description):
+        entries = distinct(index.checked(documents, empty), ())
+        chunks = index.encoded(entries, empty, parts, itertools.count())
+        placed = place_chunks(counted(chunks, progress), folder)
+        if not placed:
+            raise InputError("no documents: nothing to index")
+        details = dict(index.finish(folder, placed, empty))
+        details["stores_texts"] = bool(empty.description.get("stores_texts"))
+        description |= describe_index(index.kind, identity, placed, details)
 
 
 def _without(
@@ -309,6 +356,22 @@ def distinct(
             raise InputError(f"document {entry.id!r} is in the index already; update it")
         seen.add(entry.id)
         yield entry
+
+
+def make_entry(
+    document: IndexDocument, vectors: Shaped[np.ndarray, "n ..."], store_texts: bool
+) -> IndexEntry:
+    """Returns a document with its vectors in the form in which they are encoded.
+
+    Raises:
+        InputError: for fields that cannot be stored.
+    """
+    name, own, *rest = document
+    text: Any = rest[0] if rest else own if isinstance(own, str) else None
+    fields: Any = rest[1] if len(rest) > 1 else {}
+    check_metadata(f"document {name!r}", fields)
+    text_hash = "" if text is None else hash_of(text)
+    return IndexEntry(name, vectors, text_hash, fields, text if store_texts else None)
 
 
 def counted(chunks: Iterable[Chunk], progress: ShowProgress) -> Iterator[Chunk]:

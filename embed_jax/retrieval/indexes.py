@@ -11,15 +11,18 @@ Every write leaves the old state or the whole new one, whatever ends the process
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument, IndexVectors
+from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument
+from embed_jax.retrieval.filters import Filter
 from embed_jax.retrieval.multi_vector import MultiVectorIndex, build_multi_vector
-from embed_jax.retrieval.vector_index import VectorIndex, build_vector_index
+from embed_jax.retrieval.sparse_index import SparseIndex, build_sparse_index
+from embed_jax.retrieval.vector_index import IVF_PQ, VectorIndex, build_vector_index
+from embed_jax.retrieval.word_index import WordIndex, build_word_index
 from embed_jax.snapshots import Snapshots
 
 
@@ -37,9 +40,15 @@ class Index(Protocol):
 
     def __contains__(self, document: str) -> bool: ...
 
-    def search(
-        self, queries: Sequence[IndexVectors], k: int, *, allowed: Collection[str] | None = None
-    ) -> list[dict[str, float]]: ...
+    # The options differ between the kinds.
+    @property
+    def search(self) -> Callable[..., list[dict[str, float]]]: ...
+
+    def texts(self, ids: Iterable[str]) -> list[str]: ...
+
+    def fields(self, document: str) -> Mapping[str, Any]: ...
+
+    def select(self, where: Filter) -> set[str]: ...
 
     def add(self, documents: Iterable[IndexDocument]) -> None: ...
 
@@ -54,12 +63,19 @@ class Index(Protocol):
 
 _BUILD: Mapping[str, Callable[..., Index]] = {
     "exact": build_vector_index,
+    "int8": functools.partial(build_vector_index, factory="SQ8"),
+    "binary": functools.partial(build_vector_index, factory="BFlat"),
     "hnsw": functools.partial(build_vector_index, factory="HNSW32"),
+    "ivf-pq": functools.partial(build_vector_index, factory=IVF_PQ, parameters="nprobe=16"),
+    "bm25": build_word_index,
+    "sparse": build_sparse_index,
     "multi-vector": build_multi_vector,
 }
 KINDS = tuple(_BUILD)
 _OPEN: Mapping[str, Callable[..., Index]] = {
     VectorIndex.kind: VectorIndex,
+    WordIndex.kind: WordIndex,
+    SparseIndex.kind: SparseIndex,
     MultiVectorIndex.kind: MultiVectorIndex,
 }
 
@@ -76,11 +92,15 @@ def build_index(
 
     Args:
         path: a folder, which is created.
-        documents: (id, embedding) or (id, embedding, text). The embedding is a vector `[D]`, or for
-            "multi-vector" those of the tokens, `[n, d]`.
+        documents: (id, embedding), and perhaps text and fields. The embedding is a vector `[D]`;
+            for "bm25" the text; for "sparse" a row of scipy's CSR; for "multi-vector" those of the
+            tokens, `[n, d]`.
         identity: what the embeddings depend on, as JSON: model, prompts, ...
-        kind: "exact"; "hnsw" (Malkov and Yashunin 2018, by FAISS); "multi-vector".
-        **options: of `build_vector_index` (another FAISS index: `factory`) or `build_multi_vector`.
+        kind: "exact"; "int8" and "binary", codes of 8 bits and 1 bit a dimension whose best are
+            scored by the vectors; "hnsw" (Malkov and Yashunin 2018) and "ivf-pq" (Jégou et al.
+            2011), by FAISS; "bm25"; "sparse"; "multi-vector".
+        **options: of `build_vector_index` (another FAISS index: `factory`), `build_word_index`,
+            `build_sparse_index` or `build_multi_vector`.
 
     Raises:
         InputError: for an unknown kind; see these two.

@@ -47,6 +47,7 @@ from embed_jax.retrieval.document_index import (
     no_progress,
     place_chunks,
 )
+from embed_jax.retrieval.filters import Filter
 from embed_jax.retrieval.residual_codec import ResidualCodec, load_codec
 from embed_jax.retrieval.token_documents import Spool, check_tokens, token_entries
 from embed_jax.retrieval.token_lists import CODES, RESIDUALS, write_counts, write_lists
@@ -64,6 +65,7 @@ def build_multi_vector(
     partitions: int | None = None,
     codec: ResidualCodec | None = None,
     seed: int = 0,
+    store_texts: bool = False,
     replace: bool = False,
     progress: ShowProgress = no_progress,
 ) -> MultiVectorIndex:
@@ -76,14 +78,15 @@ def build_multi_vector(
 
     Args:
         path: a folder, which is created.
-        documents: (id, token embeddings `[n, d]`) or (id, token embeddings, text), in any order.
-            Of a text a hash is stored, for `changes`.
+        documents: (id, token embeddings `[n, d]`), and perhaps text and fields, in any order; see
+            `build_vector_index`.
         identity: what the embeddings depend on, as JSON: model, prompts, markers, ...
         bits: of a dimension of a residual: 1, 2, 4 or 8.
         partitions: the number of centroids; see `train_codec`.
         codec: centroids and buckets to use instead of learning them, such as those of an index of
             which this is a part.
         seed: of the sample and of k-means.
+        store_texts: store the texts, for `texts`.
         replace: replace an index that is there.
         progress: called with a stage and the number of documents that it has passed since.
 
@@ -96,7 +99,8 @@ def build_multi_vector(
     snapshots = Snapshots(path, FORMAT)
     check_build(snapshots, replace)
     with new_snapshot(snapshots) as (folder, parts, description):
-        entries = distinct(token_entries(documents, codec.dim if codec else None), ())
+        dim = codec.dim if codec else None
+        entries = distinct(token_entries(documents, dim, store_texts), ())
         if codec is None:
             spool = Spool(parts / "tokens", entries, progress)
             codec = spool.train(bits, partitions, seed)
@@ -105,7 +109,7 @@ def build_multi_vector(
         if not chunks:
             raise InputError("no documents: nothing to index")
         placed = place_chunks(chunks, folder)
-        details = _finish(folder, placed, codec)
+        details = _finish(folder, placed, codec) | {"stores_texts": store_texts}
         description |= describe_index(MultiVectorIndex.kind, identity, placed, details)
     return MultiVectorIndex(path, identity)
 
@@ -152,12 +156,13 @@ class MultiVectorIndex(DocumentIndex):
         probes: int = 8,
         candidates: int = 1024,
         allowed: Collection[str] | None = None,
+        where: Filter | None = None,
     ) -> list[dict[str, float]]:
         """Finds the documents with the largest MaxSim with each query, best first.
 
         MaxSim(q, d) = sum_i max_j q_i . d_j, over the tokens i of the query and j of the document
-        (Khattab and Zaharia 2020), of the documents' tokens as decoded. Equal scores are in the
-        order of the ids. With as many probes as centroids, and as many candidates as documents, the
+        (Khattab and Zaharia 2020), of the documents' tokens as decoded. Of equal scores larger ids
+        come first. With as many probes as centroids, and as many candidates as documents, the
         search is exact.
 
         Args:
@@ -168,6 +173,7 @@ class MultiVectorIndex(DocumentIndex):
                 least k.
             allowed: ids that may be returned; None: all. If they are at most `candidates`, all of
                 them are scored.
+            where: a filter on fields; see `filters`.
 
         Returns:
             {id: score} of each query.
@@ -180,9 +186,10 @@ class MultiVectorIndex(DocumentIndex):
         state = self._state
         searcher = state.searcher
         candidates = max(candidates, k)
-        mask = every = None
-        if allowed is not None:
-            mask = state.mask(allowed) & (searcher.lengths > 0)
+        every = None
+        mask = state.mask(allowed, where)
+        if mask is not None:
+            mask &= searcher.lengths > 0
             every = np.flatnonzero(mask) if mask.sum() <= candidates else None
         results = []
         for number, tokens in enumerate(queries):
@@ -215,20 +222,13 @@ class MultiVectorIndex(DocumentIndex):
             tokens' size; "float16 bytes per document" of the tokens as they are.
         """
         state, codec = self._state, self.codec
-        tokens, documents = state.description["tokens"], len(self)
+        tokens = state.description["tokens"]
         parts = {"codes": "*.codes.npy", "residuals": "*.residuals.npy", "lists": "ivf*.npy"}
         parts |= {"ids": "doc*.json", "centroids": "[abc]*.npy"}
-        sizes = {
-            name: float(sum(file.stat().st_size for file in state.folder.glob(pattern)))
-            for name, pattern in parts.items()
-        }
-        per_document = max(documents, 1)
         return {
-            "documents": documents,
+            **self.file_sizes(parts),
             "tokens": tokens,
-            **sizes,
-            "bytes per document": sum(sizes.values()) / per_document,
-            "float16 bytes per document": 2 * codec.dim * tokens / per_document,
+            "float16 bytes per document": 2 * codec.dim * tokens / max(len(self), 1),
             "dense bytes per document": 4 * codec.dim,
         }
 
@@ -244,19 +244,21 @@ class MultiVectorIndex(DocumentIndex):
             read_array(folder / "ivf_lengths.npy"),
         )
 
-    def checked(
-        self, documents: Iterable[IndexDocument], state: TokenState
-    ) -> Iterator[IndexEntry]:
+    @classmethod
+    def checked(cls, documents: Iterable[IndexDocument], state: TokenState) -> Iterator[IndexEntry]:
         """Yields documents with tokens of length 1."""
-        return token_entries(documents, state.codec.dim)
+        stores_texts = bool(state.description.get("stores_texts"))
+        return token_entries(documents, state.codec.dim, stores_texts)
 
+    @classmethod
     def encoded(
-        self, entries: Iterable[IndexEntry], state: TokenState, folder: Path, numbers: Iterator[int]
+        cls, entries: Iterable[IndexEntry], state: TokenState, folder: Path, numbers: Iterator[int]
     ) -> Iterator[Chunk]:
         """Compresses documents in chunks."""
         return _encoded(entries, state.codec, folder, numbers)
 
-    def finish(self, folder: Path, chunks: Sequence[Chunk], state: TokenState) -> dict[str, Any]:
+    @classmethod
+    def finish(cls, folder: Path, chunks: Sequence[Chunk], state: TokenState) -> dict[str, Any]:
         """Writes the centroids, and the documents of each."""
         return _finish(folder, chunks, state.codec)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.document_chunks import IndexEntry, hash_of
-from embed_jax.retrieval.document_index import IndexDocument, ShowProgress
+from embed_jax.retrieval.document_chunks import IndexEntry
+from embed_jax.retrieval.document_index import IndexDocument, ShowProgress, make_entry
 from embed_jax.retrieval.residual_codec import HELD_OUT, POINTS, ResidualCodec, train_codec
 
 
@@ -40,16 +41,18 @@ def check_tokens(where: str, tokens: Any, dim: int | None) -> Float[np.ndarray, 
     return array
 
 
-def token_entries(documents: Iterable[IndexDocument], dim: int | None) -> Iterator[IndexEntry]:
+def token_entries(
+    documents: Iterable[IndexDocument], dim: int | None, store_texts: bool = False
+) -> Iterator[IndexEntry]:
     """Yields documents with tokens of length 1."""
-    for name, tokens, *texts in documents:
+    for document in documents:
+        name, tokens = document[:2]
         array = check_tokens(f"document {name!r}", tokens, dim)
         dim = array.shape[1]
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         if not norms.all():
             raise InputError(f"document {name!r}: token {int(np.argmin(norms))} is a zero vector")
-        text_hash = hash_of(texts[0]) if texts else ""
-        yield IndexEntry(name, (array / norms).astype(np.float16), text_hash)
+        yield make_entry(document, (array / norms).astype(np.float16), store_texts)
 
 
 class Spool:
@@ -58,13 +61,13 @@ class Spool:
     def __init__(self, file: Path, entries: Iterable[IndexEntry], progress: ShowProgress):
         """Writes all documents to the file, in float16."""
         self._file = file
-        self._names: list[tuple[str, str]] = []
+        self._entries: list[IndexEntry] = []  # without their vectors
         lengths: list[int] = []
         self._dim = 0
         with file.open("wb") as stream:
             for entry in entries:
                 stream.write(np.ascontiguousarray(entry.vectors).data)
-                self._names.append((entry.id, entry.text_hash))
+                self._entries.append(dataclasses.replace(entry, vectors=entry.vectors[:0]))
                 lengths.append(len(entry.vectors))
                 self._dim = entry.vectors.shape[1]
                 if len(lengths) % 1024 == 0:
@@ -80,7 +83,7 @@ class Spool:
         """
         total = int(self._lengths.sum())
         if not total:
-            what = "documents without tokens only" if len(self._names) else "no documents"
+            what = "documents without tokens only" if self._entries else "no documents"
             raise InputError(f"{what}: nothing to index")
         # What `train_codec` makes of `tokens`, or fewer.
         clusters = partitions or 2 ** int(np.log2(16 * np.sqrt(total)))
@@ -98,13 +101,13 @@ class Spool:
 
     def __iter__(self) -> Iterator[IndexEntry]:
         end = 0
-        for position, ((name, text_hash), length) in enumerate(
-            zip(self._names, self._lengths.tolist(), strict=True)
+        for position, (entry, length) in enumerate(
+            zip(self._entries, self._lengths.tolist(), strict=True)
         ):
             if position % 1024 == 0:
                 # Mapped anew: pages of a mapping that was let go do not count as memory.
                 source = self._open()
-            yield IndexEntry(name, np.array(source[end : end + length]), text_hash)
+            yield dataclasses.replace(entry, vectors=np.array(source[end : end + length]))
             end += length
 
     def _open(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,36 +24,33 @@ from embed_jax.retrieval.document_chunks import (
     Chunk,
     IndexEntry,
     encode_chunks,
-    hash_of,
     load_chunks,
 )
 from embed_jax.retrieval.document_index import (
-    FORMAT,
     DocumentIndex,
     IndexDocument,
     IndexState,
     IndexVectors,
     ShowProgress,
-    check_build,
+    build_documents,
     check_counts,
-    counted,
-    describe_index,
-    distinct,
-    new_snapshot,
+    make_entry,
     no_progress,
-    place_chunks,
 )
 from embed_jax.retrieval.faiss_files import (
     FAISS_FILE,
+    add_faiss,
     read_faiss,
     save_faiss,
     search_faiss,
     write_faiss,
 )
-from embed_jax.snapshots import Snapshots, link_file
+from embed_jax.retrieval.filters import Filter
+from embed_jax.snapshots import link_file
 
 CHUNK_ROWS = 2**16  # vectors of a chunk, at most
 DEAD_SHARE = 0.25  # of the vectors that FAISS knows; with more deleted it is built anew
+IVF_PQ = "ivf-pq"  # a factory string that is made for the number of vectors
 VECTORS, SERIALS = "vectors", "serials"  # arrays of a chunk
 
 
@@ -64,6 +62,7 @@ def build_vector_index(
     similarity: str = "cosine",
     factory: str = "",
     parameters: str = "",
+    store_texts: bool = False,
     replace: bool = False,
     progress: ShowProgress = no_progress,
 ) -> VectorIndex:
@@ -71,12 +70,15 @@ def build_vector_index(
 
     Args:
         path: a folder, which is created.
-        documents: (id, vector `[D]`) or (id, vector, text), in any order. Of a text a hash is
-            stored, for `changes`.
+        documents: (id, vector `[D]`), and perhaps text and fields, in any order. Of a text a hash
+            is stored, for `changes`; fields are what filters read.
         identity: what the vectors depend on, as JSON: model, prompts, ...
         similarity: "cosine" or "dot".
-        factory: FAISS's index factory string: "HNSW32", "IVF256,PQ32", ...; "": exact search.
+        factory: FAISS's index factory string: "HNSW32", "IVF256,PQ32", "SQ8" (a byte a dimension),
+            "BFlat" (a bit: signs and Hamming distances), ...; "": exact search; "ivf-pq": sizes
+            that suit the number of vectors.
         parameters: FAISS's search-time settings: "nprobe=16", "efSearch=128", ...
+        store_texts: store the texts, for `texts`.
         replace: replace an index that is there.
         progress: called with a stage and the number of documents that it has passed since.
 
@@ -90,26 +92,38 @@ def build_vector_index(
         raise InputError(f"similarity: expected 'cosine' or 'dot', found {similarity!r}")
     if factory:
         require("faiss")
-    snapshots = Snapshots(path, FORMAT)
-    check_build(snapshots, replace)
-    with new_snapshot(snapshots) as (folder, parts, description):
-        entries = distinct(_entries(documents, None, similarity), ())
-        chunks = _encoded(entries, parts, itertools.count(), 0)
-        placed = place_chunks(counted(chunks, progress), folder)
-        if not placed:
-            raise InputError("no documents: nothing to index")
-        details = {
-            "similarity": similarity,
-            "dim": placed[0].arrays[VECTORS].shape[1],
-            "factory": factory,
-            "parameters": parameters,
-            "serials": sum(chunk.rows for chunk in placed),
-        }
-        if factory:
-            blocks = [chunk.arrays[VECTORS] for chunk in placed]
-            write_faiss(folder, blocks, details["dim"], factory, parameters)
-        description |= describe_index(VectorIndex.kind, identity, placed, details)
+    options: dict[str, Any] = {
+        "similarity": similarity,
+        "factory": factory,
+        "parameters": parameters,
+    }
+    options |= {"dim": None, "serials": 0, "stores_texts": store_texts}
+    build_documents(
+        VectorIndex,
+        path,
+        documents,
+        VectorState(options, Path(path), (), None),
+        identity=identity,
+        replace=replace,
+        progress=progress,
+    )
     return VectorIndex(path, identity)
+
+
+def ivf_pq(documents: int, dim: int) -> str:
+    """Returns the factory string of inverted lists with product quantisation.
+
+    About 4 sqrt(N) lists, of at least 39 vectors as FAISS advises for training, and a byte for each
+    8 dimensions, or fewer.
+
+    >>> ivf_pq(1_000_000, 384)
+    'IVF4096,PQ48'
+    """
+    lists = min(4 * math.sqrt(documents), documents / 39)
+    parts = max(dim // 8, 1)
+    while dim % parts:
+        parts -= 1
+    return f"IVF{2 ** round(math.log2(max(lists, 1)))},PQ{parts}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +149,14 @@ class VectorState(IndexState):
                 yield vectors[mask[first : first + chunk.rows]]
             first += chunk.rows
 
+    @functools.cached_property
+    def all_blocks(self) -> Sequence[Any]:
+        """Returns all vectors: on an accelerator, from now on, or mapped from the files."""
+        import jax
+
+        blocks = list(self.blocks(None))
+        return blocks if jax.default_backend() == "cpu" else list(map(jax.device_put, blocks))
+
     def rows(self, positions: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
         """Returns the vectors at ascending positions."""
         parts, first = [np.zeros((0, self.description["dim"]), np.float32)], 0
@@ -156,24 +178,36 @@ class VectorIndex(DocumentIndex):
     kind = "vectors"
     _state: VectorState
 
+    @property
+    def factory(self) -> str:
+        """Returns FAISS's index factory string; "" for exact search."""
+        return self._state.description["factory"]
+
     def search(
         self,
         queries: Sequence[IndexVectors] | IndexVectors,
         k: int,
         *,
         candidates: int = 128,
+        probes: int = 0,
+        recall_target: float = 1.0,
         allowed: Collection[str] | None = None,
+        where: Filter | None = None,
     ) -> list[dict[str, float]]:
         """Finds the documents most similar to each query, best first.
 
-        Equal scores are in the order of the ids. With FAISS this holds among its candidates.
+        Of equal scores larger ids come first. With FAISS this holds among its candidates.
 
         Args:
             queries: vectors `[Q, D]`.
             k: how many documents; fewer are returned where fewer are found.
             candidates: documents that FAISS finds, at least k; of no meaning for exact search.
+            probes: lists that an IVF index of FAISS looks at; 0: as it was built.
+            recall_target: below 1, exact search may miss this share, for speed on accelerators; see
+                `top_k`.
             allowed: ids that may be returned; None: all. If they are at most `candidates`, the
                 search is exact.
+            where: a filter on fields; see `filters`.
 
         Returns:
             {id: score} of each query.
@@ -188,17 +222,17 @@ class VectorIndex(DocumentIndex):
         if not len(queries):
             return []
         vectors = _check_vectors("queries", np.asarray(queries), dim, similarity, ndim=2)
-        mask = None if allowed is None else state.mask(allowed)
+        mask = state.mask(allowed, where)
         size = len(self) if mask is None else int(mask.sum())
         candidates = min(max(candidates, k), size)
         if not size:
             return [{} for _ in vectors]
         if state.faiss_index is None or size <= candidates:
-            return _exact(state, vectors, min(k, size), mask)
+            return _exact(state, vectors, min(k, size), mask, recall_target)
         some = None
         if mask is not None or len(self) < state.faiss_index.ntotal:  # it knows deleted ones too
             some = state.serials if mask is None else state.serials[mask]
-        numbers = search_faiss(state.faiss_index, vectors, candidates, some)
+        numbers = search_faiss(state.faiss_index, vectors, candidates, some, probes)
         results = []
         for query, serials in zip(vectors, numbers, strict=True):
             positions = np.searchsorted(state.serials, np.sort(serials[serials >= 0]))
@@ -212,28 +246,26 @@ class VectorIndex(DocumentIndex):
             "documents"; "vectors", "faiss" and "ids" in bytes; "bytes per document" of all of them.
         """
         files = {"vectors": f"*.{VECTORS}.npy", "faiss": FAISS_FILE, "ids": "doc*.json"}
-        sizes = {
-            name: float(sum(file.stat().st_size for file in self._state.folder.glob(pattern)))
-            for name, pattern in files.items()
-        }
-        total = sum(sizes.values()) / max(len(self), 1)
-        return {"documents": len(self), **sizes, "bytes per document": total}
+        return self.file_sizes(files)
 
     @classmethod
     def load(cls, description: Mapping[str, Any], folder: Path) -> VectorState:
         """Opens a snapshot; vectors are mapped, and a FAISS index is read."""
         chunks = load_chunks(folder, description["chunks"], (VECTORS, SERIALS))
-        index = read_faiss(folder) if description["factory"] else None
+        factory = description["factory"]
+        index = read_faiss(folder, factory) if factory else None
         return VectorState(description, folder, chunks, index)
 
+    @classmethod
     def checked(
-        self, documents: Iterable[IndexDocument], state: VectorState
+        cls, documents: Iterable[IndexDocument], state: VectorState
     ) -> Iterator[IndexEntry]:
         """Yields documents whose vectors fit, of length 1 for "cosine"."""
-        return _entries(documents, state.description["dim"], state.description["similarity"])
+        return _entries(documents, state.description)
 
+    @classmethod
     def encoded(
-        self,
+        cls,
         entries: Iterable[IndexEntry],
         state: VectorState,
         folder: Path,
@@ -242,30 +274,38 @@ class VectorIndex(DocumentIndex):
         """Writes documents in chunks."""
         return _encoded(entries, folder, numbers, state.description["serials"])
 
-    def finish(self, folder: Path, chunks: Sequence[Chunk], state: VectorState) -> dict[str, Any]:
+    @classmethod
+    def finish(cls, folder: Path, chunks: Sequence[Chunk], state: VectorState) -> dict[str, Any]:
         """Adds what is new to the FAISS index, or builds it anew if much of it is gone."""
         names = ("similarity", "dim", "factory", "parameters", "serials")
         details = {name: state.description[name] for name in names}
         before, last = details["serials"], [int(chunk.arrays[SERIALS].max()) for chunk in chunks]
         details["serials"] = max([before, *(serial + 1 for serial in last)])
-        if not details["factory"]:
+        blocks = [chunk.arrays[VECTORS] for chunk in chunks]
+        if details["dim"] is None:
+            details["dim"] = blocks[0].shape[1]
+        factory, alive = details["factory"], sum(map(len, blocks))
+        if not factory:
             return details
-        alive = sum(chunk.rows for chunk in chunks)
-        if alive and alive < (1 - DEAD_SHARE) * details["serials"]:
+        if state.faiss_index is None:  # the first build
+            if factory == IVF_PQ:
+                factory = details["factory"] = ivf_pq(alive, details["dim"])
+            write_faiss(folder, blocks, details["dim"], factory, details["parameters"])
+        elif alive and alive < (1 - DEAD_SHARE) * details["serials"]:
             details["serials"] = _renumber(folder, chunks)
-            index = read_faiss(state.folder)
+            index = read_faiss(state.folder, factory)
             index.reset()  # it keeps what it has learnt, for which the rest may be too few
-            for chunk in chunks:
-                index.add(np.ascontiguousarray(chunk.arrays[VECTORS]))
+            for block in blocks:
+                add_faiss(index, block)
             save_faiss(index, folder)
         elif details["serials"] == before:
             link_file(state.folder / FAISS_FILE, folder / FAISS_FILE)
         else:
-            index = read_faiss(state.folder)
-            for chunk in chunks:
+            index = read_faiss(state.folder, factory)
+            for chunk, block in zip(chunks, blocks, strict=True):
                 new = chunk.arrays[SERIALS] >= before
                 if new.any():
-                    index.add(np.ascontiguousarray(chunk.arrays[VECTORS][new]))
+                    add_faiss(index, block[new])
             save_faiss(index, folder)
         return details
 
@@ -297,12 +337,14 @@ def _check_vectors(
 
 
 def _entries(
-    documents: Iterable[IndexDocument], dim: int | None, similarity: str
+    documents: Iterable[IndexDocument], description: Mapping[str, Any]
 ) -> Iterator[IndexEntry]:
-    for name, vector, *texts in documents:
+    dim, similarity = description["dim"], description["similarity"]
+    for document in documents:
+        name, vector = document[:2]
         array = _check_vectors(f"document {name!r}", np.asarray(vector), dim, similarity)
         dim = len(array)
-        yield IndexEntry(name, array[None], hash_of(texts[0]) if texts else "")
+        yield make_entry(document, array[None], bool(description.get("stores_texts")))
 
 
 def _encoded(
@@ -318,7 +360,7 @@ def _encoded(
 
 
 def _exact(
-    state: VectorState, queries: np.ndarray, k: int, mask: np.ndarray | None
+    state: VectorState, queries: np.ndarray, k: int, mask: np.ndarray | None, recall_target: float
 ) -> list[dict[str, float]]:
     """Searches all vectors, or the marked ones."""
     from embed_jax.retrieval.topk import top_k
@@ -327,7 +369,8 @@ def _exact(
     every = np.arange(size) if mask is None else np.flatnonzero(mask)
     count = min(k + 1, size)
     while True:
-        scores, rows = top_k(queries, state.blocks(mask), count)
+        blocks = state.blocks(mask) if mask is not None else state.all_blocks
+        scores, rows = top_k(queries, blocks, count, recall_target=recall_target)
         # The order of equal scores is the ids', so all that equal the last one are needed.
         if count == size or (scores[:, -1] < scores[:, k - 1]).all():
             break

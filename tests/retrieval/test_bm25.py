@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.bm25 import _words, bm25_search
+from embed_jax.retrieval.bm25 import bm25_search, text_words
 
 CORPUS = {"d1": "red house", "d2": "blue house house", "d3": "the red red car", "d4": "red house"}
 
@@ -77,7 +77,7 @@ def test_finds_words_in_scripts_without_blanks(language):
 
 def test_marks_stay_in_words():
     pytest.importorskip("bm25s")
-    assert _words(["हिन्दी में किताब", "cafe\u0301 caf\u00e9", "İstanbul", "മലയാള\u200dം"]) == [
+    assert text_words(["हिन्दी में किताब", "cafe\u0301 caf\u00e9", "İstanbul", "മലയാള\u200dം"]) == [
         ["हिन्दी", "में", "किताब"],
         ["caf\u00e9", "caf\u00e9"],
         ["i\u0307stanbul"],
@@ -89,7 +89,7 @@ def test_marks_stay_in_words():
 
 def test_characters_keep_their_marks_and_other_scripts_are_apart():
     pytest.importorskip("bm25s")
-    assert _words(["我的iPhone手机。水", "ไม่มี", "か\u3099く"]) == [
+    assert text_words(["我的iPhone手机。水", "ไม่มี", "か\u3099く"]) == [
         ["我的", "iphone", "手机", "水"],
         ["ไม่", "ม่มี"],
         ["\u304cく"],
@@ -106,4 +106,4 @@ def test_words_of_scripts_with_blanks_are_as_they_were():
     before = bm25s.tokenize(
         texts, token_pattern=r"[^\W_]+", stopwords="en", return_ids=False, show_progress=False
     )
-    assert _words(texts) == before
+    assert text_words(texts) == before
