@@ -25,6 +25,7 @@ _MODULES = {
     "bm25": ("BM25Searcher", "bm25_search", "bm25_searcher"),
     "calibration": ("calibrate",),
     "compressed": ("CompressedIndex",),
+    "fusion": ("best_first", "convex_combination", "reciprocal_rank_fusion"),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
     "indexes": ("Index", "build_index", "open_index"),
     "mine": ("Mining", "mine_negatives", "mine_records"),
@@ -32,9 +33,13 @@ _MODULES = {
     "passages": ("passage_search", "split_passages"),
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),
+    "search": ("Pipeline", "Retriever", "SearchResults", "index_retriever"),
     "score_store": ("ScoreStore", "read_score_file"),
+    "sparse_index": ("SparseIndex", "build_sparse_index"),
     "sparse": ("SparseSearcher", "sparse_searcher", "sparse_top_k", "write_word_weights"),
+    "text_chunks": ("chunk_corpus", "fold_chunks", "late_chunks"),
     "topk": ("dense_search", "top_k"),
     "vector_index": ("VectorIndex", "build_vector_index"),
+    "word_index": ("WordIndex", "build_word_index"),
 }
 __all__, __getattr__, __dir__ = public_names(__name__, _MODULES)
