@@ -16,6 +16,8 @@ from embed_jax.registry import unknown
 COMMANDS = {
     "evaluate": "scores on tasks and suites, comparisons, leaderboards, diagnoses",
     "encode": "embeddings of a file of texts",
+    "index": "an index of a corpus on disk, for search",
+    "search": "searches indexes, in stages and within a time",
     "mine": "hard negatives from a search",
     "annotate": "scores of a teacher for pairs, lists or runs",
     "rerank": "tables of rerankers over shortlists of first stages",

@@ -30,7 +30,7 @@ STEPS = (
     ("routed", "static"),
     ("loading",),
     ("retrieval", "export"),
-    ("evals",),
+    ("evals", "pipelines"),
     ("train",),
     ("experiments",),
     ("scripts",),

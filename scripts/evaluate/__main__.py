@@ -46,6 +46,10 @@ examples:
       --data reranking.jsonl
   python -m scripts.evaluate run --model runs/a --task retrieval --data scifact \\
       --rerank cross-encoder/ms-marco-MiniLM-L6-v2 --depth 100
+  python -m scripts.evaluate run --task retrieval --data scifact,nfcorpus \\
+      --pipeline configs/pipelines --models reranker=runs/reranker/model \\
+      --scores reranker=reranker.jsonl --costs rerank=15 \\
+      --output pipelines.json --table pipelines.md --plot pipelines.png
   python -m scripts.evaluate suite configs/suites/english.yaml --model runs/a,runs/b \\
       --data DIRECTORY --output results
   python -m scripts.evaluate compare results/runs_a results/runs_b

@@ -10,9 +10,9 @@ from ..commands import OneLineParser
 from .embedders import ModelOptions
 
 
-def add_data_arguments(parser: OneLineParser) -> None:
+def add_data_arguments(parser: OneLineParser, *, needs_model: bool = True) -> None:
     """Adds --model, --data, --split and --output."""
-    parser.add_argument("--model", required=True, help="model, see evaluate --help")
+    parser.add_argument("--model", required=needs_model, help="model, see evaluate --help")
     parser.add_argument("--data", required=True, help="data sets, separated by commas")
     parser.add_argument(
         "--split", default="test", help="which split of a directory or data set (default: test)"

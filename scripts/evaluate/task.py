@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from embed_jax.errors import InputError, require
 from embed_jax.registry import REGISTRY
 
-from ..commands import OneLineParser, print_table
-from . import embedders
+from ..commands import OneLineParser, check_picture, print_table
+from . import embedders, pipelines
 from .data import add_data_arguments, describe_evaluation, training_texts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument(
         "--task", required=True, choices=list(REGISTRY["task"]), help="the kind of task"
     )
-    add_data_arguments(parser)
+    add_data_arguments(parser, needs_model=False)
     parser.add_argument(
         "--set",
         action="append",
@@ -66,8 +66,18 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         help="put every relevant document among those that --rerank orders",
     )
 
+    pipelines.add_arguments(parser)
+
     def check(args: argparse.Namespace) -> None:
         embedders.check_arguments(args, parser)
+        if bool(args.model) == bool(args.pipeline):
+            parser.error("expected --model, or --pipeline for --task retrieval")
+        if args.pipeline and (args.task != "retrieval" or args.rerank or args.baseline):
+            parser.error("--pipeline: for --task retrieval, without --rerank and --baseline")
+        for option in ("models", "scores", "indexes", "costs", "table", "plot"):
+            if getattr(args, option) and not args.pipeline:
+                parser.error(f"--{option}: for --pipeline")
+        check_picture(parser, "--plot", args.plot)
         for option in ("k", "baseline", "ignore_identical_ids", "rerank"):
             if args.task != "retrieval" and getattr(args, option) != parser.get_default(option):
                 parser.error(f"--{option.replace('_', '-')} is for --task retrieval")
@@ -91,6 +101,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         options = {"k": args.k, "ignore_identical_ids": args.ignore_identical_ids} | options
     entries = task_entries(args.task, args.data, args.split, options)
     tasks = [entry.open() for entry in entries]
+    if args.pipeline:
+        return pipelines.evaluate_pipelines(
+            pipelines.pipeline_files(args.pipeline),
+            {entry.name: task for entry, task in zip(entries, tasks, strict=True)},
+            models=pipelines.roles(args.models, "models"),
+            score_files=pipelines.roles(args.scores, "scores"),
+            costs=args.costs,
+            indexes=args.indexes,
+            timed_queries=args.timed_queries,
+            table=args.table,
+            plot=args.plot,
+        )
     training = training_texts(args.training)
     model_options = embedders.read_options(args)
     scores_pairs = all(task.evaluate_pairs is not None for task in tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,45 @@ def read_corpus(directory: str | Path) -> list[str]:
         if not text.strip():
             raise InputError(f"{path}: the document {name!r} is empty")
     return list(texts.values())
+
+
+def read_documents(
+    path: str | Path, fields: Sequence[str] = ()
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Reads documents, with their metadata.
+
+    Args:
+        path: a directory in BEIR's layout, or a JSONL file of documents in it.
+        fields: names of the metadata; a document may lack some of them.
+
+    Returns:
+        Title and text by id; the fields that each document has by id.
+
+    Raises:
+        InputError: the file cannot be read, an id has two texts, or no document has a field.
+    """
+    path = Path(path)
+    file = _find_file(path, "corpus.jsonl") if path.is_dir() else path
+    texts, metadata = _texts(file, Counter(), title=True), {}
+    missing = dict.fromkeys(fields)
+    for line, record in iter_json(file) if fields else ():
+        own = {name: record[name] for name in fields if record.get(name) is not None}
+        metadata[_id(record, "_id", f"{file}:{line}")] = own
+        missing = {name: None for name in missing if name not in own}
+    if missing:
+        raise InputError(f"{file}: no document has the field {next(iter(missing))!r}")
+    return texts, metadata
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """Reads queries by id: a directory in BEIR's layout, or a JSONL file of queries in it.
+
+    Raises:
+        InputError: the file cannot be read, or an id has two texts.
+    """
+    path = Path(path)
+    file = _find_file(path, "queries.jsonl") if path.is_dir() else path
+    return _texts(file, Counter(), title=False)
 
 
 def iter_relevant(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
