@@ -16,6 +16,7 @@ from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
 from . import (
+    indexes,
     loss,
     maxsim,
     memory,
@@ -32,6 +33,7 @@ from . import (
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench indexes --vectors sentences.npy --documents 1000000
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench maxsim
   python -m scripts.bench memory --batch-size 4096 --group 128
@@ -100,6 +102,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         speed.bench_train,
     )
     for name, text, module, run in (
+        (
+            "indexes",
+            "time, memory and recall of indexes of one vector a document",
+            indexes,
+            indexes.bench_indexes,
+        ),
         ("loss", "time and memory of a loss by batch size", loss, loss.bench_loss),
         ("memory", "cost and savings of gradient caching", memory, memory.bench_memory),
         (

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
 from scripts.bench import __main__ as bench
-from scripts.bench import multi_vector
+from scripts.bench import indexes, multi_vector
 from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
@@ -263,3 +264,27 @@ def test_multi_vector(tmp_path):
     assert search["recall@10"] > 0.9 and search["search p95"] >= search["search p50"] > 0
     with pytest.raises(InputError, match="--dim: expected a multiple of 8, found 9"):
         bench.parse(["multi-vector", "--dim", "9"])
+
+
+def test_indexes_are_built_searched_and_changed(tmp_path):
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).normal(size=(700, 16)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    real = indexes.make_data(tmp_path, tmp_path / "vectors.npy", 1500, 20, 30)
+    made = np.load(tmp_path / "documents.npy")
+    queries = np.load(tmp_path / "queries.npy")
+    assert real == 680 and made.shape == (1500, 16) and len(np.load(tmp_path / "extra.npy")) == 30
+    assert not {row.tobytes() for row in queries} & {row.tobytes() for row in made}
+    # Perturbed vectors are spread as the real ones are.
+    np.testing.assert_allclose(made[680:].std(axis=0), made[:680].std(axis=0), rtol=0.2)
+    folder = str(tmp_path)
+    indexes.find_exact(folder)
+    for kind in ("exact", "hnsw"):
+        values = indexes.measure_build(folder, kind)
+        values |= indexes.measure_search(folder, kind, candidates=64, probes=4)
+        values |= indexes.measure_change(folder, kind)
+        assert values["recall@10"] > (0.99 if kind == "exact" else 0.8)
+        assert values["p95"] >= values["p50"] > 0 and values["bytes per document"] >= 64
+        assert values["add 30"] > 0 and values["delete 30"] > 0
+    with pytest.raises(InputError, match="--vectors: expected more than 756 vectors, found"):
+        indexes.make_data(tmp_path, tmp_path / "vectors.npy", 1500, 500, 30)
