@@ -88,8 +88,9 @@ def top_k(
                 if owner is None
                 else _pad(owner[seen : seen + len(part)], CORPUS_BLOCK, mode="edge")
             )
+            # On a CPU, unlike jnp.asarray, this makes no copy of an aligned block, mapped or not.
             searched = jax.tree.map(
-                jnp.asarray, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of)
+                jax.device_put, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of)
             )
             best = [
                 _merge(*row, query, *searched, similarity, recall_target)
