@@ -228,7 +228,7 @@ def _merge(
     count: Int[Array, ""],
     owner: Int[Array, " N"] | None,
     similarity: str,
-    recall_target: float,
+    recall_target: float = 1.0,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     """Merges the best so far with `count` rows of a block that begins at row `start` of the corpus.
 

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -48,6 +49,19 @@ def test_compiles_once_for_full_and_last_blocks(small_blocks):
     before = topk._merge._cache_size()
     topk.top_k(queries, np.ones((4 * 16 + 15, 4), np.float32), 3)
     assert topk._merge._cache_size() == before
+
+
+def test_approximate_search_is_exact_on_a_cpu_also_of_blocks_on_the_device(small_blocks):
+    rng = np.random.default_rng(0)
+    queries, corpus = (rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 50))
+    scores, rows = topk.top_k(queries, corpus, 7)
+    blocks = [jax.device_put(block) for block in np.split(corpus, [16, 32])]
+    for options in ({}, {"recall_target": 0.9}):
+        results = topk.top_k(queries, blocks, 7, **options)
+        np.testing.assert_array_equal(results[1], rows)
+        np.testing.assert_allclose(results[0], scores, rtol=1e-6)
+    with pytest.raises(InputError, match="recall_target: expected above 0, at most 1, found 0"):
+        topk.top_k(queries, corpus, 7, recall_target=0)
 
 
 def test_nothing_to_search():
