@@ -25,7 +25,7 @@ _MODULES = {
     "bm25": ("BM25Searcher", "bm25_search", "bm25_searcher"),
     "calibration": ("calibrate",),
     "compressed": ("CompressedIndex",),
-    "fusion": ("best_first", "convex_combination", "reciprocal_rank_fusion"),
+    "fusion": ("sort_results", "convex_combination", "reciprocal_rank_fusion"),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
     "indexes": ("Index", "build_index", "open_index"),
     "mine": ("Mining", "mine_negatives", "mine_records"),

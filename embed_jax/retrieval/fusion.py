@@ -36,7 +36,7 @@ def reciprocal_rank_fusion(
     for weight, ranking in zip(_weights(results, weights), results, strict=True):
         for rank, document in enumerate(ranking, 1):
             fused[document] = fused.get(document, 0.0) + weight / (constant + rank)
-    return best_first(fused)
+    return sort_results(fused)
 
 
 def convex_combination(
@@ -65,13 +65,13 @@ def convex_combination(
         for document, score in ranking.items():
             share = (score - low) / (high - low) if high > low else 1.0
             fused[document] = fused.get(document, 0.0) + weight * share
-    return best_first(fused)
+    return sort_results(fused)
 
 
 FUSIONS = {"rrf": reciprocal_rank_fusion, "convex": convex_combination}
 
 
-def best_first(scores: Mapping[str, float], k: int | None = None) -> Ranking:
+def sort_results(scores: Mapping[str, float], k: int | None = None) -> Ranking:
     """Returns the k best, or all; of equal scores the larger id first, as trec_eval has it."""
     order = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
     return dict(order[:k])

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.fusion import Ranking, best_first
+from embed_jax.retrieval.fusion import Ranking, sort_results
 from embed_jax.retrieval.search import Retriever
 
 Span = tuple[int, int]
@@ -137,7 +137,7 @@ def fold_results(
         count = min(top, chunks.get(document, len(own)))
         best = sorted(own, reverse=True)[:count]
         folded[document] = (sum(best) + lowest * (count - len(best))) / count
-    return best_first(folded, k)
+    return sort_results(folded, k)
 
 
 def fold_chunks(retriever: Retriever, ids: Collection[str], *, top: int = 1) -> Retriever:

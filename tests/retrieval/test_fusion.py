@@ -3,7 +3,7 @@
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.fusion import best_first, convex_combination, reciprocal_rank_fusion
+from embed_jax.retrieval.fusion import convex_combination, reciprocal_rank_fusion, sort_results
 
 
 def test_reciprocal_ranks_count_from_one_and_only_where_a_document_was_found():
@@ -25,6 +25,6 @@ def test_scores_are_normalised_for_each_query():
 
 
 def test_equal_scores_and_wrong_weights():
-    assert list(best_first({"a": 1.0, "c": 1.0, "b": 1.0}, 2)) == ["c", "b"]
+    assert list(sort_results({"a": 1.0, "c": 1.0, "b": 1.0}, 2)) == ["c", "b"]
     with pytest.raises(InputError, match="weights: expected one for each of 2 searches, found 1"):
         reciprocal_rank_fusion([{}, {}], weights=[1])

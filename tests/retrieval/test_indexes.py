@@ -194,7 +194,7 @@ def test_texts_and_fields_follow_their_documents(tmp_path, kind):
     assert run and run.keys() <= recent
     (run,) = search(index, kind, vectors[5:6], 9, where=odd, allowed=["d5", "d7", "d9", "d80"])
     assert run and run.keys() <= {"d5", "d7"}
-    refused("unknown field 'yaer' .did you mean 'year'", index.select, {"yaer": 1})
+    refused("unknown field 'yyear' .did you mean 'year'", index.select, {"yyear": 1})
     refused("filter on 'year': expected a value, a list", index.select, {"year": {"above": 1}})
     refused("no document 'd0'", index.texts, ["d0"])
     refused("'x': field 'a': expected text", index.add, [("x", vectors[0], "t", {"a": {}})])

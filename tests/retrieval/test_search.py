@@ -102,7 +102,7 @@ def test_wrong_uses_are_one_line(pipeline):
         ("queries: expected a list of texts, found a single", (pipeline, "a"), {}),
         ("allowed: expected a collection of ids", (pipeline, ["a"]), {"allowed": "d1"}),
         ("k: expected 1 or more, found 0", (pipeline, ["a"], 0), {}),
-        ("unknown field 'yaer'", (pipeline, ["a"]), {"where": {"yaer": 2020}}),
+        ("unknown field 'yyear'", (pipeline, ["a"]), {"where": {"yyear": 2020}}),
         ("where: this pipeline has no fields", (plain, ["a"]), {"where": {"year": 2020}}),
     ):
         with pytest.raises(InputError, match=message) as caught:

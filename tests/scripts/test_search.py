@@ -138,8 +138,8 @@ def test_wrong_uses_are_one_line(refused, dense, corpus, tiny_model, tmp_path, t
     assert "kind was 'exact', is 'int8'" in refused(
         index, *base, "--model", tiny_model, "--kind", "int8"
     )
-    assert "has the field 'yaer'" in refused(
-        index, *base, "--model", tiny_model, "--fields", "yaer"
+    assert "has the field 'yyear'" in refused(
+        index, *base, "--model", tiny_model, "--fields", "yyear"
     )
     assert "a dense model, an index of kind 'sparse'" in refused(
         index,
