@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embed_jax.encoders.settings import EncodingSettings
     from embed_jax.encoders.token_settings import TokenSettings
     from embed_jax.late_interaction import LateInteractionEncoder
+    from embed_jax.multi_head import MultiHeadEncoder
     from embed_jax.routed import AnyEncoder, RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.sparse import SparseEncoder
@@ -31,6 +32,7 @@ __all__ = [
     "EmbeddingModel",
     "EncodingSettings",
     "LateInteractionEncoder",
+    "MultiHeadEncoder",
     "RoutedEncoder",
     "SentenceEncoder",
     "SparseEncoder",
@@ -48,6 +50,7 @@ LAZY = {
     "EmbeddingModel": "embed_jax.embedding_model:EmbeddingModel",
     "EncodingSettings": "embed_jax.encoders.settings:EncodingSettings",
     "LateInteractionEncoder": "embed_jax.late_interaction:LateInteractionEncoder",
+    "MultiHeadEncoder": "embed_jax.multi_head:MultiHeadEncoder",
     "RoutedEncoder": "embed_jax.routed:RoutedEncoder",
     "SentenceEncoder": "embed_jax.sentence:SentenceEncoder",
     "SparseEncoder": "embed_jax.sparse:SparseEncoder",
@@ -66,11 +69,12 @@ HINTS = {
 
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> AnyEncoder | LateInteractionEncoder:
+) -> AnyEncoder | LateInteractionEncoder | MultiHeadEncoder:
     """Loads an embedding model; see `load_model` for cross-encoders too.
 
     It is a SentenceEncoder, a SparseEncoder for SPLADE, a RoutedEncoder where queries and documents
-    have one each, or a LateInteractionEncoder, which gives each token a vector.
+    have one each, a LateInteractionEncoder, which gives each token a vector, or a MultiHeadEncoder
+    for BGE-M3, which does all three.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the
@@ -100,13 +104,14 @@ def load(
 
 def load_model(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> EmbeddingModel | CrossEncoder | LateInteractionEncoder:
+) -> EmbeddingModel | CrossEncoder | LateInteractionEncoder | MultiHeadEncoder:
     """Loads a model of any kind.
 
     It is one of those that `load` gives, or a CrossEncoder.
 
     Its files, or its run's, say which. `isinstance(model, EmbeddingModel)` tells whether it has
-    one vector for each text; a LateInteractionEncoder and a CrossEncoder have `score` and `rank`.
+    one vector for each text; a LateInteractionEncoder and a CrossEncoder have `score` and `rank`, a
+    MultiHeadEncoder has `score`.
 
     Args:
         name: see `load`.

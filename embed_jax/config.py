@@ -26,6 +26,10 @@ def part(kind: type) -> Any:
     return dataclasses.field(default_factory=kind)
 
 
+_HEAD = r"([\d.e-]+ *\* *)?(dense|sparse|multi_vector)"
+OF_HEADS = rf"{_HEAD}( *\+ *{_HEAD})*"  # see `head_scores.read_sum`
+
+
 @dataclasses.dataclass
 class Model:
     """The model that training starts from."""
@@ -56,6 +60,12 @@ class Model:
         'those of a text\'s tokens. With `query` "token_weights" those of queries are of a table.',
         choices=("max", "sum"),
         unset="the model's own kind",
+    )
+    heads: str = option(
+        "",
+        'Heads beside the dense one on the same encoder, with a comma between: "sparse", '
+        '"multi_vector" (BGE-M3; for experiments.multi_head). `late.dim` is the size of a vector.',
+        unset="no others",
     )
     mlp: str = option(
         "",
@@ -331,6 +341,7 @@ class LossSettings:
         "",
         "How two embeddings are compared.",
         choices=("cosine", "dot", "maxsim", "mean_maxsim"),
+        pattern=(OF_HEADS, "a sum of heads' scores such as 'dense + 0.3 * sparse'"),
         unset="the loss's own; late interaction: maxsim",
     )
     margin: float = option(-1.0, "Margin of margin losses.", at_least=0, unset="the loss's own")

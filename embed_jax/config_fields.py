@@ -12,6 +12,7 @@ and on the command line.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from embed_jax.errors import InputError
@@ -32,6 +33,7 @@ class FieldRule:
         choices: all accepted values; empty: any within the limits.
         at_least, more_than, at_most: limits of numbers; None: no limit.
         special: further accepted numbers outside the limits, with their meaning.
+        pattern: of further accepted texts beside the choices, and what it stands for in words.
     """
 
     kind: type
@@ -42,6 +44,7 @@ class FieldRule:
     more_than: float | None = None
     at_most: float | None = None
     special: tuple[tuple[Any, str], ...] = ()
+    pattern: tuple[str, str] = ("", "")
 
     def describe(self, kind: bool = True) -> str:
         """Returns in words what is accepted: "a number, more than 0, or unset (the loss's own)".
@@ -51,6 +54,7 @@ class FieldRule:
         """
         if self.choices:
             text = "one of " + ", ".join(repr(choice) for choice in self.choices)
+            text += f", {self.pattern[1]}" if self.pattern[0] else ""
         else:
             limits = [
                 phrase.format(limit)
@@ -91,7 +95,8 @@ class FieldRule:
         if (self.unset and value == UNSET[self.kind]) or value in dict(self.special):
             return True
         if self.choices:
-            return value in self.choices
+            pattern = self.pattern[0]
+            return value in self.choices or bool(pattern and re.fullmatch(pattern, value))
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.more_than is None or value > self.more_than)

@@ -19,12 +19,14 @@ class EncodeOptions(TypedDict, total=False):
     layers: int
     normalize_embeddings: bool
     max_active: int
+    heads: Sequence[str]
     batch_tokens: int
     show_progress: bool
     params: Params
 
 
 SPARSE_OPTIONS = ("max_active", "batch_tokens", "show_progress", "params")
+MULTI_HEAD_OPTIONS = ("heads", *SPARSE_OPTIONS[1:])
 DENSE_OPTIONS = ("dim", "layers", "normalize_embeddings", *SPARSE_OPTIONS[1:])
 
 # Arguments that users of sentence-transformers know, or other functions take -> what to do instead.
@@ -42,6 +44,7 @@ INSTEAD = {
     "max_active": "only sparse embeddings have active dimensions",
     "dim": "sparse embeddings have the size of the vocabulary; `max_active` keeps the largest "
     "weights",
+    "heads": "only a model of several heads has a choice of them",
     "layers": "sparse models are encoded with all layers",
     "normalize_embeddings": "sparse embeddings are compared by dot product, as they are",
     "instruction": "queries take one, documents have none",

@@ -46,6 +46,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "CrossEncoder": "embed_jax.cross_encoder:load_cross_encoder",
         "MultiVectorEncoder": "embed_jax.late_interaction:load_late_interaction_encoder",
         "ColBERT": "embed_jax.late_interaction:load_late_interaction_encoder",
+        "MultiHeadEncoder": "embed_jax.multi_head:load_multi_head_encoder",
     },
     "directory": {  # directories that hold more than a model
         "run": "embed_jax.train.run:load_run",
@@ -94,6 +95,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "global_orthogonal": "embed_jax.losses.regularization:global_orthogonal",
         "variance": "embed_jax.losses.regularization:variance",
         "covariance": "embed_jax.losses.regularization:covariance",
+        "self_distillation": "embed_jax.losses.heads:self_distillation",
         "flops": "embed_jax.losses.sparsity:flops",
         "l1": "embed_jax.losses.sparsity:l1",
     },
@@ -103,6 +105,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "logit": "embed_jax.scores:LOGIT",
         "maxsim": "embed_jax.maxsim:MAXSIM",
         "mean_maxsim": "embed_jax.maxsim:MEAN_MAXSIM",
+        "dense": "embed_jax.head_scores:DENSE",  # and the following: of an encoder's heads
+        "sparse": "embed_jax.head_scores:SPARSE",
+        "multi_vector": "embed_jax.head_scores:MULTI_VECTOR",
     },
     "token_objective": {
         "mlm": "embed_jax.encoders.token_objectives:mlm",

@@ -26,6 +26,7 @@ from embed_jax.vectors import dot_matrix, normalize
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 BLOCK = 2**24  # numbers of a temporary array
+SUM = "embed_jax.head_scores:sum_score"  # needs scores of other files, and is on a higher step
 
 Numbers = Sequence[float] | Sequence[Sequence[float]]
 Vectors = Num[AnyArray, "N D"] | Num[AnyArray, " D"] | Numbers | SparseRows
@@ -264,12 +265,16 @@ def pair_score(
 def find_score(score: str | Score) -> Score:
     """Returns the score of that name in the registry, or "module:attribute"; a Score is itself.
 
+    "dense + 0.3 * sparse" is the weighted sum of scores of heads, see `head_scores.sum_score`.
+
     Raises:
         InputError: for an unknown name; the message lists the known ones.
     """
     if isinstance(score, Score):
         return score
     try:
+        if "+" in score or "*" in score:
+            return lookup("score", SUM)(score)
         return lookup("score", score)
     except InputError as error:
         raise InputError(f"similarity: {error}") from None

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.data.window import pack_window, text_windows
@@ -39,7 +39,7 @@ from embed_jax.types import Params
 E = TypeVar("E")  # embeddings of texts
 M = TypeVar("M", bound="TextModel[Any]")
 # The numbers of some texts of a window, and their embeddings.
-Results = Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n D"]]]
+Results = Iterator[tuple[Int[np.ndarray, " n"], Any]]
 
 
 class TextModel(HasSettings, PicklesByParts, Generic[E]):
@@ -103,7 +103,8 @@ class TextModel(HasSettings, PicklesByParts, Generic[E]):
     def _build(self, spec: EncoderSpec, params: Params) -> None:
         self.spec = spec
         self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
-        self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
+        program = sharded_encode(self._encoder, self._mesh)
+        self._programs: dict[Any, Callable] = {spec.backbone.num_layers: program}
         self.params = on_mesh(params, self._mesh)
 
     def __repr__(self) -> str:

@@ -336,6 +336,8 @@ class Encoder:
             objectives on tokens.
         by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after each
             number of layers in `layer` int [K], and after the last.
+        finish: `(params, states [R, T, H], tokens, key) -> embeddings`: what comes after the
+            backbone's last layer.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -346,6 +348,7 @@ class Encoder:
     layers: tuple[str, ...] = ("backbone", "layers")
     hidden: Callable[..., Float[Array, "R T H"]] | None = None
     by_layer: Callable[..., Float[Array, "S L D"]] | None = None
+    finish: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,6 +252,7 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.export.directory import truncate_model
     from embed_jax.late_interaction import LateInteractionEncoder
+    from embed_jax.multi_head import MultiHeadEncoder
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.sparse import SparseEncoder
@@ -260,10 +261,10 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
     if isinstance(model, CrossEncoder):
         raise InputError(f"--run: {args.run} is the run of a cross-encoder: add --cross-encoder")
-    if isinstance(model, LateInteractionEncoder | SparseEncoder):
+    if isinstance(model, LateInteractionEncoder | SparseEncoder | MultiHeadEncoder):
         raise InputError(
-            f"--run: {args.run} is the run of a late-interaction or sparse model; its model "
-            "directory is one that sentence-transformers reads already"
+            f"--run: {args.run} is the run of a late-interaction or sparse model, or of one of "
+            "several heads; its model directory is one that sentence-transformers reads already"
         )
     if isinstance(model, RoutedEncoder):
         raise InputError(

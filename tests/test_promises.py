@@ -73,8 +73,11 @@ def some_columns(loss):
     count = most or least + 1
     texts = rng.normal(0.5, size=(2, count, BATCH, DIM)).astype(np.float32)
     width = 1 if "score" in loss.about.needs else count - 1
+    embeddings = tuple(jnp.asarray(column) for column in texts[0])
+    if loss is losses.self_distillation:
+        embeddings = tuple({"dense": x, "sparse": jnp.maximum(x, 0.0)} for x in embeddings)
     return make_columns(
-        texts[0],
+        embeddings,
         label=rng.integers(2, size=BATCH),
         score=(rng.integers(4, size=(BATCH, width)) / 3).astype(np.float32),
         teacher=texts[1],
@@ -86,6 +89,8 @@ def values_of(loss, columns, world, params):
     # A margin with distances on either side, and a temperature that does not magnify rounding.
     arguments = {"margin": 0.6, "temperature": 0.05}
     arguments = {name: value for name, value in arguments.items() if name in loss.parameters}
+    if loss is losses.self_distillation:
+        arguments |= {"similarity": "dense + 0.3 * sparse", "factors": "dense + 0.1 * sparse"}
     values, weights, _ = loss.on_world(columns, world, params, **arguments)
     return values, weights
 
@@ -145,7 +150,10 @@ def test_devices_do_not_matter():
     on_1, on_4 = every(on_one), every(on_four)
     for name in registered:
         (value, gradient), (value_there, gradient_there) = on_1[name], on_4[name]
-        flat, flat_there = np.stack(gradient), np.stack(gradient_there)
+        flat, flat_there = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in (gradient, gradient_there)
+        )
         assert np.linalg.norm(flat) > 1e-3, name
         assert float(value_there) == pytest.approx(float(value), rel=1e-6), name
         assert np.linalg.norm(flat_there - flat) <= 1e-6 * np.linalg.norm(flat), name

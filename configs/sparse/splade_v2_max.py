@@ -6,7 +6,8 @@
 `msmarco_triples.jsonl` has anchor, positive and a negative of BM25. The factors of FLOPS are those
 of the authors' configs for this form. `splade_v2_max.py:small` is ten steps on Python's
 documentation from all-MiniLM-L6-v2, whose files have no masked language model's head: a new one is
-trained.
+trained. `splade_v2_max.py:scifact` is 300 steps on SciFact from the same model, for
+tables/flops.py.
 
 Paper: Formal et al. (2021), "SPLADE v2: Sparse Lexical and Expansion Model for Information
     Retrieval".
@@ -59,6 +60,26 @@ def get_config(cut: str = "") -> Experiment:
         config.eval.metric = ""
         config.eval.every = -1
         config.checkpoint.every = 0
+    elif cut == "scifact":
+        config.model.name = "sentence-transformers/all-MiniLM-L6-v2"
+        config.data.train = "beir:scifact"
+        config.data.max_length = 128
+        config.batch.size = 16
+        config.batch.groups = 4
+        config.loss.name = (
+            "info_nce + "
+            "'quadratic(0, 1e-3, 100)' * flops(side='query') + "
+            "'quadratic(0, 1e-3, 100)' * flops(side='document')"
+        )
+        config.optim.learning_rate = 1e-4
+        config.optim.warmup = 0.1
+        config.train.steps = 300
+        config.eval.retrieval = "scifact"
+        config.eval.retrieval_split = ""
+        config.eval.test_split = "test"
+        config.eval.metric = ""
+        config.eval.every = -1
+        config.checkpoint.every = 0
     elif cut:
-        raise ValueError(f"unknown cut {cut!r}; known: small")
+        raise ValueError(f"unknown cut {cut!r}; known: small, scifact")
     return config

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.int8 import dequantize_params, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
+from embed_jax.encoders.lexical import LexicalWeights
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import init_lora, make_adapter_interceptor
 from embed_jax.encoders.pooling import (
@@ -42,6 +43,8 @@ from embed_jax.types import Encoder, Params, TokenBatch
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 TOKEN_HEAD, TOKEN_HEAD_KEY = "token_head", 2**20 + 1
 VOCABULARY_KEY = 2**20 - 1
+BRANCH_KEY = 2**19  # and those after it
+DENSE, BRANCHES = "dense", "branches"  # an encoder's own output beside others; their parameters
 HEADS_KEY = 2**20 + 2  # and those after it: the numbers that give the heads' keys
 
 
@@ -82,12 +85,14 @@ def build_encoder(
             e of a group is column c of its e-th example. 0: every slot has its own mask.
         vectors_per_text: L, for a spec without pooling: a text's embedding is {"tokens": [L, D],
             "mask": [L]}, the vectors of its tokens and which of them count. 0: `apply` gives those
-            of all slots, [R * T, D]. None: the pooling's vector.
+            of all slots, [R * T, D], and of a branch with `LexicalWeights` those of all slots,
+            [R * T]. None: the pooling's vector. With branches it is theirs without pooling.
 
     Returns:
         An encoder whose params are {"backbone": tree with layers stacked on the leading axis,
         "heads": {"0": ..., "1": ...}}, and where the spec has them "lora" (see `lora.init_lora`),
-        "token_head" (see `latent.LatentAttention.init`) and "vocabulary" (see `mlm.init_head`).
+        "token_head" (see `latent.LatentAttention.init`), "vocabulary" (see `mlm.init_head`) and
+        "branches" (by name, those of each after the backbone).
         Kernels of layers may be `int8.Int8`:
         they are dequantized a layer at a time, and again in the backward pass.
 
@@ -107,7 +112,7 @@ def build_encoder(
             raise InputError(unknown(what, value, known))
     if vectors_per_text is None:
         check_pooling(spec.pooling)
-    elif spec.pooling:
+    elif spec.pooling and not spec.branches:
         raise InputError(
             f"vectors_per_text: expected a spec without pooling, found {spec.pooling!r}"
         )
@@ -166,7 +171,16 @@ def build_encoder(
             **options,
         )
 
-    one_slot = needs_one_slot(spec.pooling) and spec.token_head is None and config.num_layers > 0
+    branches = {
+        branch: build_encoder(
+            branch.spec(config),
+            compute_dtype=compute_dtype,
+            vectors_per_text=None if branch.pooling else vectors_per_text or 0,
+        )
+        for branch in spec.branches
+    }
+    one_slot = needs_one_slot(spec.pooling) and config.num_layers > 0
+    one_slot = one_slot and spec.token_head is None and not branches
 
     def reads_one_slot(training: bool, read) -> bool:
         """Tells whether the last layer is computed for the pooled slots only.
@@ -178,25 +192,13 @@ def build_encoder(
         return one_slot and jax.default_backend() == "cpu" and (unrolled or not training)
 
     def init(key: PRNGKeyArray) -> Params:
-        backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
-        heads = {
-            str(i): head.init(k)
-            for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))
-        }
+        backbone_key = jax.random.split(key, len(spec.heads) + 1)[0]
         backbone = module(training=False).init(backbone_key, _one_token_batch())["params"]
-        params = {
-            "backbone": backbone,
-            "heads": {name: params for name, params in heads.items() if params},
-        }
         if isinstance(vocabulary, TokenWeights):
-            params["backbone"] = jax.tree.map(jnp.ones_like, backbone)
-        elif vocabulary is not None:
-            own_key = jax.random.fold_in(key, VOCABULARY_KEY)
-            params[VOCABULARY] = vocabulary.init(config, own_key)
+            backbone = jax.tree.map(jnp.ones_like, backbone)
+        params = {"backbone": backbone, **init_heads(spec, key)}
         if spec.lora is not None:
             params[ADAPTER] = init_lora(spec, backbone, jax.random.fold_in(key, ADAPTER_KEY))
-        if spec.token_head is not None:
-            params[TOKEN_HEAD] = spec.token_head.init(jax.random.fold_in(key, TOKEN_HEAD_KEY))
         return params
 
     def states(
@@ -235,7 +237,7 @@ def build_encoder(
 
     def apply(
         params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
-    ) -> Float[Array, "S D"]:
+    ) -> Any:
         if reads_one_slot(key is not None, read):
             vectors = states(params, tokens, key, read, pooling=spec.pooling)
             present = pooled_slots(spec.pooling, tokens) >= 0
@@ -243,7 +245,18 @@ def build_encoder(
                 params, jnp.where(present[:, None], vectors, 0).astype(jnp.float32), key
             )
         every = states(params, tokens, key, read, every_layer or weighted, weighted)
-        return finish(params, every, tokens, key)
+        own = finish(params, every, tokens, key)
+        if not branches:
+            return own
+        last, backbone = every[-1] if every.ndim > 3 else every, params["backbone"]
+        outputs = {DENSE: own}
+        for branch, encoder in branches.items():
+            counted = tokens.pooled & (tokens.position > 0) if branch.skip_first else tokens.pooled
+            group = tokens.replace(pooled=counted)
+            parts = {"backbone": backbone, **params[BRANCHES][branch.name]}
+            assert encoder.finish is not None, "`build_encoder` gives an encoder its end"
+            outputs[branch.name] = encoder.finish(parts, last, group, key)
+        return outputs
 
     def finish(
         params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch, key: PRNGKeyArray | None
@@ -252,6 +265,8 @@ def build_encoder(
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
         if vocabulary is not None:
             own, table = params.get(VOCABULARY, {}), token_table(params)
+            if isinstance(vocabulary, LexicalWeights) and vectors_per_text == 0:
+                return vocabulary.of_tokens(own, x, tokens).reshape(-1)
             return vocabulary.apply(own, config, x, table, tokens, compute_dtype)
         x = pool(spec.pooling, x, tokens) if spec.pooling else x.astype(jnp.float32)
         x = apply_heads(params, x, key)
@@ -302,11 +317,34 @@ def build_encoder(
         apply=apply,
         hidden=hidden,
         by_layer=by_layer,
+        finish=finish,
         config=config,
         dim=dim,
         sharding=sharding,
         layers=("backbone", "layers") if config.num_layers else (),
     )
+
+
+def init_heads(spec: EncoderSpec, key: PRNGKeyArray) -> Params:
+    """Returns the initial parameters of all that comes after an encoder's backbone."""
+    head_keys = jax.random.split(key, len(spec.heads) + 1)[1:]
+    heads = {
+        str(i): head.init(own_key)
+        for i, (head, own_key) in enumerate(zip(spec.heads, head_keys, strict=True))
+    }
+    params: Params = {"heads": {name: own for name, own in heads.items() if own}}
+    if spec.vocabulary is not None:
+        own_key = jax.random.fold_in(key, VOCABULARY_KEY)
+        own = spec.vocabulary.init(spec.backbone, own_key)
+        params |= {VOCABULARY: own} if own else {}
+    if spec.token_head is not None:
+        params[TOKEN_HEAD] = spec.token_head.init(jax.random.fold_in(key, TOKEN_HEAD_KEY))
+    if spec.branches:
+        params[BRANCHES] = {
+            branch.name: init_heads(branch.spec(spec.backbone), jax.random.fold_in(key, number))
+            for number, branch in enumerate(spec.branches, start=BRANCH_KEY)
+        }
+    return params
 
 
 def _dequantize_on_read(read, dtype: str):

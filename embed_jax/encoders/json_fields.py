@@ -105,7 +105,8 @@ SETTINGS = _table(  # config_sentence_transformers.json
     (NAMED_TEXTS, "prompts"),
     (
         TEXT,
-        "default_prompt_name similarity_fn_name instruction_template model_type activation_fn",
+        "default_prompt_name similarity_fn_name instruction_template model_type activation_fn "
+        "similarity_of_heads",
     ),
     (FLAG, "adaptive_layers"),
     (SIZE, "max_active_dims"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from embed_jax.encoders import json_fields, modules
 from embed_jax.encoders.base import is_adapter
+from embed_jax.encoders.branch_files import has_branches
 from embed_jax.encoders.read_adapter import is_classifier_adapter
 from embed_jax.encoders.read_settings import SETTINGS, read_optional
 from embed_jax.errors import InputError
@@ -24,7 +25,8 @@ def model_type(directory: Path) -> str:
     A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
     sequence classification model, or an adapter of one, or has a LogitScore; a late-interaction
     model if it is Stanford's ColBERT; a sparse model if it has a SpladePooling; else an embedding
-    model. PyLate names its kind "ColBERT".
+    model. PyLate names its kind "ColBERT". An embedding model with files of further heads, as
+    BGE-M3 has them, is a MultiHeadEncoder.
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -35,7 +37,7 @@ def model_type(directory: Path) -> str:
         if name not in REGISTRY["model"]:  # not `lookup`, with which a file could name a function
             message = unknown("kind of model", name, REGISTRY["model"])
             raise InputError(f"{directory / SETTINGS}: model_type: {message}")
-        return name
+        return _with_heads(name, directory)
     path = directory / "modules.json"
     if path.is_file():
         kinds = [kind for kind, _ in modules.read_entries(path)]
@@ -49,7 +51,13 @@ def model_type(directory: Path) -> str:
         if first_architecture(config) == STANFORD:
             return LATE_INTERACTION[0]
         scores = first_architecture(config).endswith("ForSequenceClassification")
-    return "CrossEncoder" if scores else "SentenceTransformer"
+    return "CrossEncoder" if scores else _with_heads("SentenceTransformer", directory)
+
+
+def _with_heads(kind: str, directory: Path) -> str:
+    """Returns the kind of a model, with the heads that lie beside a dense one."""
+    beside = kind == "SentenceTransformer" and has_branches(directory)
+    return "MultiHeadEncoder" if beside else kind
 
 
 def is_cross_encoder(directory: Path) -> bool:

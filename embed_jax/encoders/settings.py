@@ -18,7 +18,8 @@ class EncodingSettings:
         prompts: texts put before the input, by name; a copy of the argument.
         default_prompt_name: the name of the prompt used when none is named, or None.
         include_prompt: whether a prompt's tokens count towards pooling.
-        similarity: "cosine", "dot", "euclidean" or "manhattan": how embeddings are compared.
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how embeddings are compared; of
+            several heads a weighted sum, see `head_scores.read_sum`.
         template: makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: ";
             "": the model takes no instruction.
         matryoshka_dims: sizes to which embeddings were trained to be cut; empty: the full one only.

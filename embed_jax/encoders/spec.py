@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.lexical import LexicalWeights
 from embed_jax.encoders.vocabulary import Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
@@ -80,6 +81,36 @@ class LoraSpec:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+Vocabulary = Splade | TokenWeights | LexicalWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One more output of an encoder, from the same pass of the backbone.
+
+    >>> branch = Branch("multi_vector", "", (Normalize(),), skip_first=True)
+    >>> branch.spec(find_shape("tiny")).heads
+    (Normalize(),)
+
+    Attributes:
+        name: of the output; "dense" is the encoder's own.
+        pooling: see `EncoderSpec`.
+        heads: see `EncoderSpec`.
+        vocabulary: see `EncoderSpec`.
+        skip_first: whether the first token, [CLS], does not count.
+    """
+
+    name: str
+    pooling: str = ""
+    heads: tuple[Head, ...] = ()
+    vocabulary: Vocabulary | None = None
+    skip_first: bool = False
+
+    def spec(self, backbone: Backbone) -> EncoderSpec:
+        """Returns the architecture of an encoder that has this output only."""
+        return EncoderSpec(backbone, self.pooling, self.heads, vocabulary=self.vocabulary)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
     """The architecture of an encoder; hashable, and written with the model.
@@ -99,6 +130,9 @@ class EncoderSpec:
         lora: the low-rank adapter of the backbone's layers, or None.
         token_head: a head on the token states, of the last layer or of all, before the pooling; or
             None.
+        vocabulary: a head that gives sparse embeddings, in place of pooling and heads; or None.
+        branches: further outputs from the same pass; the encoder then gives {"dense": its own,
+            and each branch's by its name}.
     """
 
     backbone: Backbone
@@ -106,7 +140,8 @@ class EncoderSpec:
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
     token_head: LatentAttention | WeightedLayers | None = None
-    vocabulary: Splade | TokenWeights | None = None
+    vocabulary: Vocabulary | None = None
+    branches: tuple[Branch, ...] = ()
 
 
 def random_spec(

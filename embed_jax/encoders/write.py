@@ -20,7 +20,8 @@ import numpy as np
 from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from embed_jax.encoders.base import ADAPTER_CONFIG
-from embed_jax.encoders.build import TOKEN_HEAD
+from embed_jax.encoders.branch_files import FILES, write_branches
+from embed_jax.encoders.build import BRANCHES, TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.int8 import dequantize_params
 from embed_jax.encoders.lora import merge_lora
@@ -29,7 +30,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, write_text_config
 from embed_jax.encoders.token_heads import head_tensors
-from embed_jax.encoders.vocabulary import VOCABULARY, TokenWeights
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
 from embed_jax.encoders.write_adapter import write_adapter
@@ -41,7 +42,7 @@ SETTINGS = "config_sentence_transformers.json"
 DEFAULT_SETTINGS = EncodingSettings()
 # Files of an earlier model that may be replaced, even if the new one lacks them
 REPLACED = {"README.md", ".gitattributes", "config.json", "chat_template.jinja"}
-REPLACED |= {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+REPLACED |= {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *FILES.values()}
 
 
 @runtime_checkable
@@ -70,7 +71,8 @@ def write_model(
     LatentAttention are ours only: sentence-transformers refuses such a model. A static encoder is
     written as a StaticEmbedding. If an encoder has an adapter, only the adapter is written, in
     PEFT's format, as by sentence-transformers; the backbone must be that of `settings.base`.
-    Kernels in eight bits are written in float32.
+    Kernels in eight bits are written in float32. Branches are written beside the modules, see
+    `branch_files`: sentence-transformers then loads the dense output.
 
     Args:
         directory: the directory to write.
@@ -105,6 +107,8 @@ def write_model(
         for module, (_, folder) in zip(written, folders, strict=True):
             module.write(temporary / folder)
         modules.write_modules(temporary, folders)
+        if spec.branches:
+            write_branches(temporary, spec, params[BRANCHES])
         write_json(temporary / SETTINGS, settings_fields(spec, settings))
 
 
@@ -226,7 +230,7 @@ def list_modules(
                 module_files.write_latent_attention, head=token_head, params=own
             )
         module_list.append(module(kind, write, token_head, own))
-    if vocabulary is not None:
+    if isinstance(vocabulary, Splade):
         size = spec.backbone.vocab_size
         write = functools.partial(module_files.write_splade, head=vocabulary, dim=size)
         return [*module_list, module(modules.SPLADE, write, vocabulary, {})]
@@ -252,7 +256,8 @@ def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, 
         **sparse,
         "prompts": settings.prompts,
         "default_prompt_name": settings.default_prompt_name,
-        "similarity_fn_name": settings.similarity,
+        "similarity_fn_name": "dot" if spec.branches else settings.similarity,
+        **({"similarity_of_heads": settings.similarity} if spec.branches else {}),
         "instruction_template": settings.template,
         **({"truncate_dim": last.out_features} if isinstance(last, Truncate) else {}),
         **({"matryoshka_dims": dims} if dims else {}),

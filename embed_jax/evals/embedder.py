@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from embed_jax.errors import InputError
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
@@ -114,18 +113,19 @@ class Embedder:
 class TokenEmbedder:
     """Gives tasks a vector for each token of a text: a late-interaction model as tasks see it.
 
-    The vectors of a corpus can be larger than memory, so none is kept.
+    The vectors of a corpus can be larger than memory, so none is kept. A model of several heads,
+    one of which gives such vectors, is seen in this way, too.
 
     Attributes:
         name: the model's, for tables.
-        similarity: "maxsim" or "mean_maxsim".
+        similarity: "maxsim" or "mean_maxsim"; of several heads a sum, see `head_scores.read_sum`.
         embedded: how many texts the model was given.
     """
 
     def __init__(
         self,
         name: str,
-        encode: Callable[..., list[Float[np.ndarray, "_ d"]]],
+        encode: Callable[..., Any],
         options: Options,
         *,
         similarity: str = "maxsim",
@@ -134,8 +134,8 @@ class TokenEmbedder:
         self.name, self.similarity, self.embedded = name, similarity, 0
         self._encode, self._options = encode, options
 
-    def __call__(self, texts: Sequence[str], use: Use) -> list[Float[np.ndarray, "_ d"]]:
-        """Returns the vectors of each text's tokens, in order of the texts."""
+    def __call__(self, texts: Sequence[str], use: Use) -> Any:
+        """Returns the vectors of each text's tokens, or embeddings by head, in order of texts."""
         self.embedded += len(texts)
         return self._encode(texts, **self._options(use))
 

@@ -19,6 +19,7 @@ from embed_jax.evals.search import (
     small_corpus,
 )
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.head_scores import read_sum
 from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
 from embed_jax.registry import unknown
 from embed_jax.retrieval.maxsim import maxsim_search
@@ -47,7 +48,8 @@ def open_task(
         split: the split to read.
         name: the task's name, in tables and for prompts made for it.
         k: cut-offs, separated by commas.
-        similarity: one of SIMILARITIES; the model's own if empty.
+        similarity: one of SIMILARITIES, or of a model of several heads a sum such as "dense + 0.3 *
+            sparse"; the model's own if empty.
         ignore_identical_ids: see `evaluate_retrieval`.
         passage_words: cut documents into passages of this many words and take each document's best;
             0: whole documents, of which a model reads no more than its limit.
@@ -59,7 +61,11 @@ def open_task(
     """
     ks = cut_offs(k)
     if similarity and similarity not in SIMILARITIES:
-        raise InputError(unknown("similarity", similarity, SIMILARITIES))
+        try:
+            read_sum(similarity)
+        except InputError as error:
+            message = unknown("similarity", similarity, SIMILARITIES)
+            raise InputError(f"{message}; or of a model of several heads: {error}") from None
     if passage_words < 0 or not 0 <= passage_overlap < max(passage_words, 1):
         sizes = f"{passage_words} and {passage_overlap}"
         raise InputError(
@@ -114,7 +120,8 @@ def make_retrieval_task(
         data: corpus, queries and relevance judgements.
         name: the task's name, in tables and for prompts made for it.
         ks: cut-offs.
-        similarity: one of SIMILARITIES; the model's own if empty.
+        similarity: one of SIMILARITIES, or of a model of several heads a sum such as "dense + 0.3 *
+            sparse"; the model's own if empty.
         ignore_identical_ids: see `evaluate_retrieval`.
         passage_words: see `open_task`.
         passage_overlap: see `open_task`.

@@ -30,6 +30,7 @@ _MODULES = {
         "relational",
     ),
     "expression": ("build_loss",),
+    "heads": ("self_distillation",),
     "in_batch": ("dcl", "gist", "gte", "info_nce", "mega_batch_margin", "qwen3", "siglip"),
     "listwise": (
         "list_mle",

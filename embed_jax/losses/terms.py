@@ -60,6 +60,32 @@ class SoftmaxTerm:
         )
         return total, count
 
+    def expected_gaps(self, normalizer: Float[Array, " b"]) -> Float[Array, "V b"]:
+        """Computes sum_j p_j gap_vj of all variants v but the last, where p is the last's softmax.
+
+        The positive's gap is 0. p has no gradient.
+
+        Args:
+            normalizer: log(1 + sum_j exp(gap_j)) of the last variant.
+        """
+
+        def block(rows, candidates, scale):
+            rows, normalizer = rows
+            gaps = self._block(rows, candidates, scale)
+            counts = gaps[-1:] > -jnp.inf
+            own = jax.lax.stop_gradient(jnp.where(counts, gaps[-1:], 0.0))
+            share = jnp.exp(own - normalizer[None, :, None])
+            return jnp.where(counts, share * jnp.where(counts, gaps[:-1], 0.0), 0.0)
+
+        return self._world.sum(
+            block,
+            (self.rows, jax.lax.stop_gradient(normalizer)),
+            self._candidates,
+            self._scale,
+            self._further,
+            self._numbers,
+        )
+
     def metrics(self) -> dict[str, Float[Array, " b"]]:
         """Computes the metrics by example, of the largest prefix."""
         positive = self.rows.positive[-1]

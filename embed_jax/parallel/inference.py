@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from embed_jax.parallel.mesh import batch_devices, make_mesh, own_groups, refuse_fork, split_groups
 from embed_jax.types import Params, TokenBatch
@@ -41,11 +41,11 @@ def progress_bar(show: bool, total: int | None) -> Iterator[Callable[[int], Any]
 
 
 def run_batches(
-    encode: Callable[[Params, TokenBatch], Float[Array, "G S D"]],
+    encode: Callable[[Params, TokenBatch], Any],
     params: Params,
     batches: Iterable[tuple[Int[np.ndarray, " n"], TokenBatch]],
     mesh: Mesh,
-) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n D"]]]:
+) -> Iterator[tuple[Int[np.ndarray, " n"], Any]]:
     """Runs batches of equal shape, one a device; the next is prepared while the devices work.
 
     Args:
@@ -56,7 +56,8 @@ def run_batches(
         mesh: the device mesh, see `mesh.make_mesh`.
 
     Yields:
-        The numbers of a batch's texts, and their embeddings.
+        The numbers of a batch's texts, and their embeddings. Where `encode` gives a dict, it is
+        yielded whole, leaves `[S, ...]` or of whatever else they have.
 
     Raises:
         RunError: see `refuse_fork`.
@@ -89,7 +90,12 @@ def _by_devices(
             yield numbers, jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
 
 
-def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndarray, Any]]:
+    if isinstance(embeddings, dict):
+        fetched = jax.device_get(embeddings)
+        for index, number in enumerate(numbers):
+            yield number, {name: leaf[index] for name, leaf in fetched.items()}
+        return
     for number, group in zip(numbers, np.asarray(embeddings), strict=False):
         yield number, group[: len(number)]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from embed_jax.maxsim import maxsim_matrix
-from embed_jax.retrieval.topk import Run, as_run
+from embed_jax.retrieval.topk import Run, search_by_matrices
 
 BLOCK = 4096  # documents whose vectors are held at a time
 
@@ -43,15 +43,6 @@ def maxsim_search(
     Returns:
         {query id: {document id: score}}, best first; equal scores in the corpus' order.
     """
-    vectors = encode_queries(list(queries.values()))
-    scores: np.ndarray = np.zeros((len(queries), 0), np.float32)
-    numbers: np.ndarray = np.zeros((len(queries), 0), np.int64)
-    texts, start = iter(corpus.values()), 0
-    while block := list(itertools.islice(texts, BLOCK)):
-        new = maxsim_matrix(vectors, encode_documents(block), mean=mean)
-        new_numbers = np.broadcast_to(start + np.arange(len(block)), new.shape)
-        scores, numbers = np.hstack([scores, new]), np.hstack([numbers, new_numbers])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, numbers = (np.take_along_axis(each, best, axis=1) for each in (scores, numbers))
-        start += len(block)
-    return as_run(scores, numbers, list(queries), list(corpus))
+    matrices = {"maxsim": functools.partial(maxsim_matrix, mean=mean)}
+    encoders = encode_queries, encode_documents
+    return search_by_matrices(*encoders, matrices, corpus, queries, k, block=BLOCK)["maxsim"]

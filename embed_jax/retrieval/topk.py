@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
+from embed_jax.head_scores import read_sum, sum_matrix
 from embed_jax.registry import unknown
 from embed_jax.scores import SIMILARITIES, unit_length
 from embed_jax.types import AnyArray, SparseRows
@@ -23,6 +24,7 @@ Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best firs
 
 QUERY_BLOCK = 512  # with CORPUS_BLOCK: 16 MB of scores at a time
 CORPUS_BLOCK = 8192
+MATRIX_BLOCK = 1024  # documents at a time whose embeddings may be those of tokens
 ENCODE_BLOCK = 65_536  # documents whose embeddings are held at a time; a multiple of CORPUS_BLOCK
 
 
@@ -125,7 +127,7 @@ def dense_search(
         corpus: documents by id.
         queries: queries by id.
         k: the number of documents for a query.
-        similarity: one of SIMILARITIES.
+        similarity: one of SIMILARITIES; of several heads a sum, see `head_scores.read_sum`.
 
     Returns:
         {query id: {document id: score}}, best first; equal scores in the corpus' order.
@@ -133,11 +135,68 @@ def dense_search(
     Raises:
         InputError: for an unknown similarity.
     """
+    if similarity not in SIMILARITIES:
+        matrices = {similarity: functools.partial(sum_matrix, text=read_sum(similarity))}
+        return search_by_matrices(encode_queries, encode_corpus, matrices, corpus, queries, k)[
+            similarity
+        ]
     query_vectors = encode_queries(list(queries.values()))
     results = top_k(
         query_vectors, encoded(encode_corpus, corpus.values()), k, similarity=similarity
     )
     return as_run(*results, list(queries), list(corpus))
+
+
+def search_by_matrices(
+    encode_queries: Callable[[Sequence[str]], Any],
+    encode_documents: Callable[[Sequence[str]], Any],
+    matrices: Mapping[str, Callable[[Any, Any], Float[np.ndarray, "Q n"]]],
+    corpus: Mapping[str, str],
+    queries: Mapping[QueryId, str],
+    k: int,
+    *,
+    block: int = MATRIX_BLOCK,
+) -> dict[str, dict[QueryId, dict[str, float]]]:
+    """Finds each query's k best documents by each of several scores of all pairs; exact.
+
+    Texts are encoded once, whatever their embeddings are.
+
+    >>> encode = lambda texts: np.array([[float(text)] for text in texts])
+    >>> products = {"dot": lambda queries, documents: queries @ documents.T}
+    >>> search_by_matrices(encode, encode, products, {"d1": "3", "d2": "5"}, {"q": "2"}, k=1)
+    {'dot': {'q': {'d2': 10.0}}}
+
+    Args:
+        encode_queries: embeds queries.
+        encode_documents: embeds documents.
+        matrices: by name, the scores of queries with documents, by their embeddings.
+        corpus: documents by id.
+        queries: queries by id.
+        k: the number of documents for a query.
+        block: documents whose embeddings are held at a time.
+
+    Returns:
+        By name {query id: {document id: score}}, best first; equal scores in the corpus' order.
+    """
+    of_queries = encode_queries(list(queries.values()))
+    nothing = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    best: dict[str, tuple[np.ndarray, np.ndarray]] = dict.fromkeys(matrices, nothing)
+    texts, start = iter(corpus.values()), 0
+    while chunk := list(itertools.islice(texts, block)):
+        of_documents = encode_documents(chunk)
+        for name, matrix in matrices.items():
+            new = matrix(of_queries, of_documents)
+            numbers = np.broadcast_to(start + np.arange(len(chunk)), new.shape)
+            scores, rows = (
+                np.hstack(pair) for pair in zip(best[name], (new, numbers), strict=True)
+            )
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            best[name] = (
+                np.take_along_axis(scores, order, axis=1),
+                np.take_along_axis(rows, order, axis=1),
+            )
+        start += len(chunk)
+    return {name: as_run(*result, list(queries), list(corpus)) for name, result in best.items()}
 
 
 def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, "n D"]]:

@@ -212,7 +212,7 @@ def plan_runs(
             )
     for name in ("x", "lines"):
         field = getattr(table, name)
-        if field and field not in settings:
+        if field and field not in settings and not (name == "x" and "/" in field):  # a metric
             raise InputError(
                 f"{table.file}: {name.upper()}: " + unknown("config field", field, settings)
             )
@@ -306,6 +306,7 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
     for name, prefix in (
         ("comparison.json", "test/"),
         ("results.json", ""),
+        ("sparse.json", ""),
         (EVALUATED, "evaluated/"),
     ):
         if (workdir / name).exists():

@@ -28,6 +28,7 @@ from embed_jax.encoders.towers import two_towers
 from embed_jax.encoders.vocabulary import TokenWeights
 from embed_jax.errors import InputError
 from embed_jax.late_interaction import BoundLateInteraction, LateInteractionEncoder
+from embed_jax.multi_head import MultiHeadEncoder
 from embed_jax.pair_scores import BoundCrossEncoder
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
 from embed_jax.routed import AnyEncoder, OneEncoder, RoutedEncoder
@@ -50,7 +51,7 @@ from embed_jax.train.model_changes import (
 from embed_jax.train.refused_fields import refuse_fields
 from embed_jax.types import BASE, Encoder, Params
 
-Trained = AnyEncoder | CrossEncoder | LateInteractionEncoder
+Trained = AnyEncoder | CrossEncoder | LateInteractionEncoder | MultiHeadEncoder
 TABLE = "token_weights"  # as `config.model.query`: queries of a sparse model without a transformer
 TOWERS = ("query", "document")  # routes of a model with two towers
 
@@ -87,7 +88,7 @@ class TrainingModel:
         """Returns the model that comes out, of a run that trains embeddings.
 
         Raises:
-            InputError: for a cross-encoder or a late-interaction model.
+            InputError: for a cross-encoder, a late-interaction model or one of several heads.
         """
         if isinstance(self.result, CrossEncoder):
             raise InputError("a cross-encoder has no embeddings: use experiments.cross_encoder")
@@ -95,6 +96,10 @@ class TrainingModel:
             raise InputError(
                 "a late-interaction model has many vectors for a text: use "
                 "experiments.late_interaction"
+            )
+        if isinstance(self.result, MultiHeadEncoder):
+            raise InputError(
+                "a model of several heads has an embedding by each: use experiments.multi_head"
             )
         return self.result
 
@@ -165,6 +170,10 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
     Raises:
         InputError: for a model, tokenizer or setting that cannot be used.
     """
+    if config.model.heads:
+        raise InputError(
+            f"config.model.heads: for experiments.multi_head only, found {config.model.heads!r}"
+        )
     routes = _saved_routes(config.model)
     if config.model.query or routes:
         return _two_towers(config, routes, mesh)

@@ -115,6 +115,11 @@ def embedding_objective(
             "config.loss.similarity: expected 'dot' for sparse embeddings, found "
             f"{config.loss.similarity!r}"
         )
+    if model.spec.vocabulary is not None and loss.about.dims:
+        raise InputError(
+            f"config.loss.name: {config.loss.name!r} trains prefixes of embeddings, which those "
+            "over a vocabulary do not have"
+        )
     if config.queue.size and not loss.about.queue:
         raise InputError(
             f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives"

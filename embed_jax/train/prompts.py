@@ -10,6 +10,7 @@ import numpy as np
 from embed_jax.config import Data, Experiment, Source
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
+from embed_jax.multi_head import MultiHeadEncoder
 from embed_jax.prompts import fill_template
 from embed_jax.routed import AnyEncoder
 from embed_jax.runtime import say
@@ -63,7 +64,7 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
         raise InputError(f"config.data.{error}") from None
 
 
-def training_prompts(config: Experiment, model: AnyEncoder) -> tuple[str, str]:
+def training_prompts(config: Experiment, model: AnyEncoder | MultiHeadEncoder) -> tuple[str, str]:
     """Returns the prompts of anchors and candidates: the config's, else the model's default."""
     default = model.default_prompt_name
     usual = "" if default is None else model.prompts.get(default, "")
@@ -86,7 +87,7 @@ def training_encoders(
     )
 
 
-def settle_prompts(config: Experiment, model: AnyEncoder) -> tuple[str, str]:
+def settle_prompts(config: Experiment, model: AnyEncoder | MultiHeadEncoder) -> tuple[str, str]:
     """Returns the prompts of anchors and candidates, and gives them to the resulting model.
 
     There they are "query" and "document". A data set of a mixture with its own prompts leaves them

@@ -15,13 +15,16 @@ from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
 from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.loading import load_by_kind
+from embed_jax.multi_head import MultiHeadEncoder
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.checkpoint import read_encoder, saved_steps
 from embed_jax.train.late_model import initial_late_interaction
 from embed_jax.train.model import Trained, initial_model
+from embed_jax.train.multi_head_model import initial_multi_head
 from embed_jax.train.objective import describe_result, training_loss
 from embed_jax.train.pair_model import initial_cross_encoder, pair_loss
+from embed_jax.train.prompts import settle_prompts
 from embed_jax.types import BASE, Params, join_params
 
 
@@ -31,7 +34,8 @@ def load_run(
     """Loads the model of a run, while it goes on or after it, bit for bit.
 
     The run itself is not touched. The checkpoints of a run that experiments.cross_encoder launched
-    are those of a cross-encoder; of experiments.late_interaction, those of such a model.
+    are those of a cross-encoder; of experiments.late_interaction, those of such a model; with
+    `model.heads`, those of a model of several heads.
 
     Args:
         directory: the run's work directory, of any experiment.
@@ -68,6 +72,8 @@ def load_run(
         model = initial_cross_encoder(config, pair_loss(config))
     elif config.tracking.experiment == "late_interaction":
         model = initial_late_interaction(config)
+    elif config.model.heads:
+        model = initial_multi_head(config)
     else:
         model = initial_model(config, mesh=make_mesh())
     trained, frozen = model.split()
@@ -76,7 +82,9 @@ def load_run(
     if not model.has_towers:
         params = _without_training_heads(params, model.spec)
     result = model.result.with_params(params)
-    if isinstance(result, (CrossEncoder, LateInteractionEncoder)):
+    if isinstance(result, MultiHeadEncoder):
+        settle_prompts(config, result)
+    if isinstance(result, (CrossEncoder, LateInteractionEncoder, MultiHeadEncoder)):
         encoders: list[Any] = [result]
     else:
         if isinstance(result, SentenceEncoder) and model.spec.lora is None:

@@ -10,11 +10,13 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
                                                    optional: published numbers
   SCALE = 100                                      optional: factor for our numbers when shown
   X, LINES = "data.limit", "model.dropout"         optional; for --plot: the axis, and a line for
-                                                   each value; for --curves: a panel for each X
+                                                   each value; for --curves: a panel for each X.
+                                                   X may be a metric with "/": what a row costs
 
 The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json
-"test/ndcg@10" and so on, with "test/before/..." and "test/bm25/..."; the numbers of results.json;
-with --evaluate "evaluated/ndcg@10" and so on.
+"test/ndcg@10" and so on, with "test/before/..." and "test/bm25/..."; the numbers of results.json
+and of sparse.json ("sparse/ndcg@10", "sparse/flops"); with --evaluate "evaluated/ndcg@10" and so
+on.
 Finished runs are not run again: the same command continues a table that was stopped.
 """
 
@@ -41,13 +43,14 @@ from embed_jax.train.ablation import (
 )
 
 from ..commands import PARENT, PICTURES, Parser, check_picture, print_table, whole_file, write_json
-from .plots import plot_against_step, plot_against_x
+from .plots import plot_against_metric, plot_against_step, plot_against_x
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json
   python -m scripts.ablate dropout.py --rows "p = 0.0,p = 0.1" --seeds 0 \\
       --config.train.steps=20 --workdir runs/try
   python -m scripts.ablate data_size.py --plot data_size.png --curves overfitting.png
+  python -m scripts.ablate configs/sparse/tables/flops.py --plot flops.png
   python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
 """
 
@@ -59,13 +62,14 @@ def main() -> None:
         require("matplotlib")
     if args.plot and not table.x:
         raise InputError(
-            f"{table.file}: --plot needs X, the config field to draw the metrics against"
+            f"{table.file}: --plot needs X, the config field or metric to draw the metrics against"
         )
     runs = plan_runs(
         table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate, parent=PARENT
     )
     with contextlib.ExitStack() as stack:
-        draw = {plot_against_x: args.plot, plot_against_step: args.curves}
+        plot_x = plot_against_metric if "/" in table.x else plot_against_x
+        draw = {plot_x: args.plot, plot_against_step: args.curves}
         pictures = {
             function: stack.enter_context(whole_file(path))
             for function, path in draw.items()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, require
+from embed_jax.registry import unknown
 from embed_jax.train.ablation import AblationRun, Table, spread
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
@@ -78,6 +79,72 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
     figure.suptitle(_title(runs))
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
+
+
+def plot_against_metric(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
+    """Draws each metric against the metric X: a point for each row, in the order of X.
+
+    Bars are standard deviations over the seeds. Where METRICS name the same metric of BM25
+    ("bm25/..."), it is a level line of the panel.
+
+    Raises:
+        InputError: if no run has the metric X.
+    """
+    points = points_by_row(table, runs)
+    if not points:
+        known = dict.fromkeys(metric for run in runs for metric in run.metrics)
+        raise InputError(f"{table.file}: X: {unknown('metric', table.x, known)}")
+    require("matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [metric for metric in table.metrics if metric != table.x]
+    levels = [metric for metric in shown if metric.startswith("bm25/")]
+    drawn = [metric for metric in shown if metric not in levels] or shown
+    figure, panels = pyplot.subplots(
+        1, len(drawn), figsize=(5.5 * len(drawn), 5), layout="constrained", squeeze=False
+    )
+    for axes, metric in zip(panels[0], drawn, strict=True):
+        rows = [row for row in points if metric in points[row]]
+        xs, x_sds = zip(*(points[row][table.x] for row in rows), strict=True)
+        means, sds = zip(*(points[row][metric] for row in rows), strict=True)
+        axes.errorbar(xs, means, xerr=x_sds, yerr=sds, marker="o", capsize=3)
+        for row, x, mean in zip(rows, xs, means, strict=True):
+            axes.annotate(row, (x, mean), (4, 4), textcoords="offset points", fontsize=8)
+        for level in levels:
+            if level.partition("/")[2] == metric.rpartition("/")[2]:
+                values = [own[level][0] for own in points.values() if level in own]
+                axes.axhline(max(values), color="gray", linestyle="--", label="BM25")
+                legend_below(axes)
+        if min(xs) > 0 and max(xs) >= 20 * min(xs):
+            axes.set_xscale("log")
+        axes.set(xlabel=table.x, ylabel=metric)
+        axes.grid(alpha=0.3)
+    figure.suptitle(_title(runs))
+    figure.savefig(output, dpi=120, format=form)
+    pyplot.close(figure)
+
+
+def points_by_row(
+    table: Table, runs: Sequence[AblationRun]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Returns mean and standard deviation of X and METRICS of each row, in the order of X.
+
+    Deviations of a single run are 0. Rows without X are left out; SCALE is applied to METRICS.
+    """
+    points: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in dict.fromkeys(run.row for run in runs):
+        own = [run.metrics for run in runs if run.row == row and not run.error]
+        for metric in dict.fromkeys([table.x, *table.metrics]):
+            values = [metrics[metric] for metrics in own if metric in metrics]
+            scale = 1 if metric == table.x else table.scale
+            if values:
+                mean, sd = spread([scale * value for value in values])
+                points.setdefault(row, {})[metric] = (mean, 0.0 if math.isnan(sd) else sd)
+    some = [row for row, own in points.items() if table.x in own]
+    return {row: points[row] for row in sorted(some, key=lambda row: points[row][table.x])}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def read_options(args: argparse.Namespace) -> ModelOptions:
 def open_embedder(
     name: str, options: ModelOptions, cache: Path | None = None, show_progress: bool = False
 ) -> Any:
-    """Returns the Embedder of a model, or the TokenEmbedder of a late-interaction model.
+    """Returns the Embedder of a model, or the TokenEmbedder of one that gives tokens vectors.
 
     Args:
         name: a directory, a hub name, an ONNX file, or PROVIDER:NAME of an endpoint.
@@ -118,7 +118,7 @@ def open_embedder(
         show_progress: draws a bar on a terminal.
     """
     from embed_jax.evals.embedder import Embedder, TokenEmbedder, endpoint_options
-    from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
+    from embed_jax.scores import SIMILARITIES
 
     if provider(name):
         from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
@@ -137,7 +137,7 @@ def open_embedder(
     if name.endswith(".onnx"):
         return _onnx_embedder(Path(name), options)
     model = load_model(name)
-    gives_tokens = model.similarity_fn_name in SIMILARITIES_OF_TOKENS
+    gives_tokens = model.similarity_fn_name not in SIMILARITIES
     if gives_tokens and options.layers:
         raise InputError(f"{name}: --layers is not for a late-interaction model")
     return (TokenEmbedder if gives_tokens else Embedder)(
