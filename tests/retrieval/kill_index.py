@@ -1,4 +1,6 @@
-"""Kills writers of a multi-vector index, and looks at what each leaves behind.
+"""Kills writers of indexes of each kind, and looks at what each leaves behind.
+
+    python kill_index.py FOLDER multi-vector=40 exact=15 hnsw=15
 
 Imports no JAX and calls no FAISS in the process that forks, so that a kill costs milliseconds.
 """
@@ -15,12 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.indexes import open_index
-from embed_jax.retrieval.multi_vector import build_multi_vector
+from embed_jax.retrieval.indexes import build_index, open_index
 from embed_jax.retrieval.residual_codec import ResidualCodec
 
 DIM = 16
-MODEL = {"model": "colbert", "prompts": {"query": "[Q] "}}
+MODEL = {"model": "m", "prompts": {"query": "[Q] "}}
 
 
 def make_codec():
@@ -39,13 +40,24 @@ def tokens_of(name, version):
     return rng.normal(size=(rng.integers(1, 30), DIM)).astype(np.float32)
 
 
+def embedding_of(kind, name, version):
+    """Returns the tokens of a document, or its one vector."""
+    tokens = tokens_of(name, version)
+    return tokens if kind == "multi-vector" else tokens[0]
+
+
+def build(kind, path, documents):
+    options = {"codec": make_codec()} if kind == "multi-vector" else {}
+    build_index(path, documents, identity=MODEL, kind=kind, replace=True, **options)
+
+
 def states():
     """Yields the operations for ever, with the state {number: version} after each."""
     for turn in itertools.count():
-        state = {number: turn for number in range(400)}
+        state = {number: turn for number in range(120)}
         yield "build", list(state), dict(state)
-        for step in range(6):
-            new = list(range(400 + 50 * step, 450 + 50 * step))
+        for step in range(2):
+            new = list(range(120 + 30 * step, 150 + 30 * step))
             state |= dict.fromkeys(new, turn)
             yield "add", new, dict(state)
             changed = list(state)[step::9]
@@ -56,38 +68,49 @@ def states():
             yield "delete", gone, dict(state)
 
 
-def write(path, first, log):
+def write(kind, path, first, log):
     """Does the operations from number `first` on, and logs each before and after."""
-    codec, descriptor = make_codec(), os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for number, (action, names, state) in enumerate(itertools.islice(states(), first, None), first):
-        documents = [(str(name), tokens_of(name, state.get(name, 0))) for name in names]
+        documents = [(str(name), embedding_of(kind, name, state.get(name, 0))) for name in names]
         os.write(descriptor, f"start {number}\n".encode())
         if action == "build":
-            build_multi_vector(path, documents, identity=MODEL, codec=codec, replace=True)
+            build(kind, path, documents)
         else:
             index = open_index(path, MODEL)
             getattr(index, action)(documents if action != "delete" else [n for n, _ in documents])
         os.write(descriptor, f"done {number}\n".encode())
 
 
-def check(path, state):
-    """Tells whether the index has exactly these documents, with these tokens."""
+def check(kind, path, state):
+    """Tells whether the index has exactly these documents, each once, with these embeddings."""
     index = open_index(path, MODEL)
     if sorted(index.ids) != sorted(map(str, state)):
         return False
-    codec = make_codec()
     for chunk in index._state.chunks:
-        tokens = [tokens_of(int(name), state[int(name)]) for name in chunk.ids]
-        if [len(array) for array in tokens] != chunk.lengths.tolist():
-            return False
-        vectors = np.concatenate(tokens)
-        vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-        codes, packed = codec.encode(vectors)
-        if not (
-            (chunk.arrays["codes"] == codes).all() and (chunk.arrays["residuals"] == packed).all()
-        ):
+        made = [embedding_of(kind, int(name), state[int(name)]) for name in chunk.ids]
+        vectors = np.concatenate([np.atleast_2d(array) for array in made])
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        right = has_tokens if kind == "multi-vector" else has_vectors
+        if not right(index, chunk, made, vectors):
             return False
     return True
+
+
+def has_tokens(index, chunk, made, vectors):
+    if [len(array) for array in made] != chunk.lengths.tolist():
+        return False
+    arrays = chunk.arrays["codes"], chunk.arrays["residuals"]
+    encoded = make_codec().encode(vectors.astype(np.float16))
+    return all((array == other).all() for array, other in zip(arrays, encoded, strict=True))
+
+
+def has_vectors(index, chunk, made, vectors):
+    """Looks at the vectors by id, and at those that FAISS has under their numbers."""
+    arrays = [chunk.arrays["vectors"]]
+    if index._state.faiss_index is not None:
+        arrays.append(index._state.faiss_index.reconstruct_batch(chunk.arrays["serials"]))
+    return all(np.allclose(array, vectors, atol=1e-6) for array in arrays)
 
 
 def in_child(function, *args):
@@ -103,47 +126,53 @@ def in_child(function, *args):
         os._exit(1)
 
 
-def recover(path, number, log):
+def recover(kind, path, number, log):
     """Finds which of the states before and after operation `number` is there, and logs it."""
     after = [state for _, _, state in itertools.islice(states(), number + 1)]
     try:
-        if check(path, after[number]):
+        if check(kind, path, after[number]):
             return log.write_text(f"{number + 1}")
-        assert number and check(path, after[number - 1]), f"neither state at {number}"
+        assert number and check(kind, path, after[number - 1]), f"neither state at {number}"
     except InputError as error:
         assert not number and "no index" in str(error), f"at {number}: {error}"
     log.write_text(f"{number}")
 
 
-def main(path, kills):
+def wait(log, operations, share):
+    """Waits until that number of operations has begun, then for a share of what each took."""
+    begin = time.monotonic()
+    while log.read_text().count("start") < operations:
+        assert time.monotonic() - begin < 60, "the writer does not write"
+        time.sleep(0.002)
+    time.sleep(share * (time.monotonic() - begin) / operations)
+
+
+def drill(kind, path, kills):
     log, state_file = path.with_suffix(".log"), path.with_suffix(".found")
-    rng, midst, first = random.Random(0), 0, 0
+    rng, first = random.Random(0), 0
+    killed = dict.fromkeys(("build", "add", "update", "delete"), 0)  # in the midst of them
     for _ in range(kills):
         log.write_text("")
-        child = in_child(write, path, first, log)
-        time.sleep(rng.uniform(0.1, 0.5))
+        child = in_child(write, kind, path, first, log)
+        wait(log, rng.randrange(1, 6), rng.uniform(0, 1.2))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        lines = log.read_text().splitlines()
-        if not lines:
-            continue
-        action, number = lines[-1].split()
-        midst += action == "start"
+        event, number = log.read_text().splitlines()[-1].split()
         number = int(number)
-        child = in_child(recover, path, number, state_file)
+        if event == "start":
+            killed[next(itertools.islice(states(), number, None))[0]] += 1
+        child = in_child(recover, kind, path, number, state_file)
         assert os.waitpid(child, 0)[1] == 0, "the index is in no state that it should be in"
         first = int(state_file.read_text())
-        assert first == number + 1 or action == "start", "a finished write is gone"
-    print(json.dumps({"kills": kills, "in the midst": midst, "operations": first}))
-    child = in_child(write_one, path, first)  # the next writer tidies up
+        assert first == number + 1 or event == "start", "a finished write is gone"
+    counts = {"kind": kind, "kills": kills, "in the midst of": killed, "operations": first}
+    print(json.dumps(counts), flush=True)
+    documents = [(str(name), embedding_of(kind, name, 0)) for name in range(20)]
+    child = in_child(build, kind, path, documents)  # the next writer tidies up
     assert os.waitpid(child, 0)[1] == 0
 
 
-def write_one(path, first):
-    build_multi_vector(
-        path, [("a", tokens_of(0, 0))], identity=MODEL, codec=make_codec(), replace=True
-    )
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    for argument in sys.argv[2:]:
+        kind, _, kills = argument.partition("=")
+        drill(kind, Path(sys.argv[1]) / kind, int(kills))
