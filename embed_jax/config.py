@@ -340,7 +340,7 @@ class LossSettings:
     similarity: str = option(
         "",
         "How two embeddings are compared.",
-        choices=("cosine", "dot", "maxsim", "mean_maxsim"),
+        choices=("cosine", "dot", "maxsim", "mean_maxsim", "xtr"),
         pattern=(OF_HEADS, "a sum of heads' scores such as 'dense + 0.3 * sparse'"),
         unset="the loss's own; late interaction: maxsim",
     )
@@ -389,6 +389,11 @@ class LateInteraction:
         "[unused1] ", "Put before documents: a token of the tokenizer.", unset="no marker"
     )
     skip_punctuation: bool = option(True, "Punctuation of documents has no vectors.")
+    top_k: int = option(
+        256,
+        "loss.similarity=xtr: tokens of the batch's documents that each token of a query finds.",
+        at_least=1,
+    )
 
 
 @dataclasses.dataclass

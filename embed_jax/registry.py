@@ -105,6 +105,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "logit": "embed_jax.scores:LOGIT",
         "maxsim": "embed_jax.maxsim:MAXSIM",
         "mean_maxsim": "embed_jax.maxsim:MEAN_MAXSIM",
+        "xtr": "embed_jax.xtr:XTR",
         "dense": "embed_jax.head_scores:DENSE",  # and the following: of an encoder's heads
         "sparse": "embed_jax.head_scores:SPARSE",
         "multi_vector": "embed_jax.head_scores:MULTI_VECTOR",

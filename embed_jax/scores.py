@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Num
 
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
-from embed_jax.types import AnyArray, SparseRows
+from embed_jax.types import AnyArray, Columns, SparseRows, World
 from embed_jax.vectors import dot_matrix, normalize
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -186,6 +186,8 @@ class Score:
             tokens. It decides how many pairs are held.
         symmetric: whether two queries, or two documents, can be compared as well.
         limits: the least and the largest score, or None.
+        in_world: `(own columns, world) -> the same two`, with what a query's scores depend on
+            besides the pair, such as all documents of the batch. Losses call it first.
     """
 
     name: str
@@ -195,6 +197,7 @@ class Score:
     numbers: Callable[[Any, Any], int] = lambda queries, documents: 1
     symmetric: bool = False
     limits: tuple[float, float] | None = None
+    in_world: Callable[[Columns, World], tuple[Columns, World]] = lambda own, world: (own, world)
 
     def of_lists(self, queries: Any, documents: Sequence[Any]) -> Float[Array, "K n"]:
         """Computes the score of each query with its own K documents.

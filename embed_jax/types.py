@@ -273,6 +273,14 @@ class World(Protocol):
         The gradient goes to the entry where it is reached.
         """
 
+    def largest(
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], count: int
+    ) -> Float[Array, "M b count"]:
+        """The `count` largest block_ij over all candidates of the world, in descending order.
+
+        -inf where there are fewer; without gradient.
+        """
+
     def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
         """Joins the values that each device has for its own examples, in their order."""
 

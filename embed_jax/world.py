@@ -60,6 +60,11 @@ class LocalWorld:
     ) -> Array:
         return self._reduce("max", block, rows, candidates, shared, extra_candidates, numbers)[0]
 
+    def largest(
+        self, block: Block, rows: Any, candidates: Candidates, count: int
+    ) -> Float[Array, "M b count"]:
+        return largest_dense(block, rows, candidates(self.columns), count)
+
     def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
         return values
 
@@ -104,6 +109,16 @@ def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: An
     shift = finite_shift(largest)
     total = jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
     return safe_log(total) + shift, largest
+
+
+def largest_dense(
+    block: Block, rows: Any, candidates: Any, count: int
+) -> Float[Array, "M b count"]:
+    """Finds the `count` largest numbers of each row, which holds all pairs."""
+    values = block(*lax.stop_gradient((rows, candidates)), None)
+    missing = max(count - values.shape[-1], 0)
+    values = jnp.pad(values, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+    return lax.top_k(values, count)[0]
 
 
 def join_sums(kind: str, first: Sums, second: Sums) -> Sums:

@@ -22,7 +22,7 @@ STEPS = (
     + ("registry", "runtime", "vectors", "public", "packaged"),
     ("remote", "scores", "pair_scores", "world"),
     ("maxsim", "token_pooling"),
-    ("head_scores",),
+    ("head_scores", "xtr"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options", "embedding_model", "token_sides"),
     ("text_model",),

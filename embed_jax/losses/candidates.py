@@ -134,7 +134,7 @@ def on_candidates(
         similarity: str | Score = similarity,
         **arguments: Any,
     ) -> LossResult:
-        scores, labels, present = scores_of_candidates(own, similarity, name)
+        scores, labels, present = scores_of_candidates(own, world, similarity, name)
         if temperature is not None:
             scores = scores / arguments.pop("temperature", temperature)
         return *function(scores, labels, present, **arguments), {}
@@ -157,7 +157,7 @@ def on_candidates(
 
 
 def scores_of_candidates(
-    own: Columns, similarity: str | Score, name: str
+    own: Columns, world: World, similarity: str | Score, name: str
 ) -> tuple[Float[Array, "b K"], Float[Array, "b K"], Bool[Array, "b K"]]:
     """Returns the scores of each anchor with its own candidates, the data's, and which are there.
 
@@ -171,5 +171,7 @@ def scores_of_candidates(
             f"candidate, found {labels.shape[1]}"
         )
     present = (own.present[:1] & own.present[1:]).T
-    scores = find_score(similarity).of_lists(own.embeddings[0], candidates).T
+    score = find_score(similarity)
+    queries = score.in_world(own, world)[0].embeddings[0]
+    scores = score.of_lists(queries, candidates).T
     return scores, jnp.where(present, labels, 0.0), present

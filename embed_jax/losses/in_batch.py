@@ -121,8 +121,10 @@ def info_nce(
     if symmetric:
         terms, partition = "qp,pq", "per_direction"
     names = [name.strip() for name in terms.split(",")]
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
     negatives = Negatives(
-        find_score(similarity),
+        score,
         sizes(own),
         mask_duplicates,
         mask_by,
@@ -315,9 +317,9 @@ def gist(
     >>> print(gist(anchors, positives, guide=[anchors, anchors], temperature=0.5))
     [0.8103 0.9108]
     """
-    negatives = Negatives(
-        find_score(similarity), sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy
-    )
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
+    negatives = Negatives(score, sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy)
     terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, len(own.embeddings))))]
     terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
     terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
@@ -355,7 +357,9 @@ def dcl(
     >>> print(dcl(anchors, positives, temperature=0.5))
     [-0.5858 -1.4142]
     """
-    negatives = Negatives(find_score(similarity), sizes(own), mask_duplicates)
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
+    negatives = Negatives(score, sizes(own), mask_duplicates)
     scale = scale_of(temperature, params)
     part = SoftmaxTerm(
         own, world, negatives, (ANCHOR, tuple(range(POSITIVE, len(own.embeddings)))), scale
@@ -403,7 +407,9 @@ def siglip(
     >>> print(siglip(anchors, positives, temperature=0.5, bias=0.0))
     [1.7588 0.9108]
     """
-    negatives = Negatives(find_score(similarity), sizes(own), mask_duplicates)
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
+    negatives = Negatives(score, sizes(own), mask_duplicates)
     passages = tuple(range(POSITIVE, len(own.embeddings)))
     shared = (jnp.exp(params["log_scale"]), params["bias"])
     block = similarity_block(
@@ -455,7 +461,9 @@ def mega_batch_margin(
     >>> print(mega_batch_margin(anchors, positives))
     [0.4071 0.0929]
     """
-    negatives = Negatives(find_score(similarity), (), mask_duplicates)
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
+    negatives = Negatives(score, (), mask_duplicates)
     passages = tuple(range(POSITIVE, len(own.embeddings)))
     rows = negatives.rows(own, ANCHOR)
     block = similarity_block(negatives, lambda compared, _: compared, -jnp.inf)

@@ -75,7 +75,9 @@ def own_candidates(
     [0.3133]
     """
     present = (own.present[:1] & own.present[1:]).T
-    scores = find_score(similarity).of_lists(own.embeddings[0], own.embeddings[1:]).T
+    score = find_score(similarity)
+    own, world = score.in_world(own, world)
+    scores = score.of_lists(own.embeddings[0], own.embeddings[1:]).T
     best = jnp.max(jnp.where(present, scores, ABSENT)[:, 1:], axis=1)
     accuracy = (scores[:, 0] > best).astype(jnp.float32)
     return *own_candidates_loss(scores, present, temperature=temperature), {"accuracy": accuracy}

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from embed_jax.types import Block
 from embed_jax.world import Sums, finite_shift, safe_log
@@ -83,14 +83,59 @@ def reduce_ring(
         tile: candidates of a tile; 0: as many as make a block of TILE numbers.
         numbers: how many numbers the block computes with for each pair.
     """
-    devices = lax.axis_size(axis)
-    neighbours = [(device, (device + 1) % devices) for device in range(devices)]
-
-    def pass_on(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, neighbours), tree)
-
+    devices, pass_on = _ring(axis)
     tile = tile or tile_of(block, rows, candidates, shared, numbers)
     return _streamed(kind, block, rows, candidates, shared, tile, devices, pass_on)
+
+
+def largest_tiled(
+    block: Block,
+    rows: Any,
+    candidates: Any,
+    count: int,
+    tile: int = 0,
+    axis: tuple[str, ...] = (),
+) -> Float[Array, "M b count"]:
+    """Finds the `count` largest numbers of each row, in descending order, a tile at a time.
+
+    Without gradient.
+
+    Args:
+        block: computes the numbers of pairs [M, b, n].
+        rows: leaves [b, ...].
+        candidates: leaves [n, ...].
+        count: how many; -inf where there are fewer candidates.
+        tile: candidates of a tile; 0: as many as make a block of TILE numbers, at least `count`.
+        axis: the mesh axes around which devices pass their candidates, inside `shard_map`; empty:
+            these candidates are all.
+    """
+    devices, pass_on = _ring(axis) if axis else (1, lambda tree: tree)
+    rows, candidates = lax.stop_gradient((rows, candidates))
+    tiles, valid = _cut(candidates, tile or max(tile_of(block, rows, candidates, None), count))
+    shape = jax.eval_shape(block, rows, candidates, None).shape
+    start = jnp.full((*shape[:2], count), -jnp.inf)
+    rows, tiles, valid, start = _vary_alike((rows, tiles, valid, start))
+
+    def absorb(largest, tile):
+        tile, valid = tile
+        values = jnp.where(valid, block(rows, tile, None), -jnp.inf)
+        return lax.top_k(jnp.concatenate([largest, values], axis=-1), count)[0], None
+
+    def hop(carry, _):
+        largest, tiles = carry
+        largest, _ = lax.scan(absorb, largest, (tiles, valid))
+        return (largest, pass_on(tiles)), None
+
+    return _repeat(hop, (start, tiles), devices)[0]
+
+
+def _ring(axis: tuple[str, ...]) -> tuple[int, Callable[[Any], Any]]:
+    """Returns the number of devices in a ring, and what passes a tree on to the neighbour."""
+    devices = lax.axis_size(axis)
+    neighbours = [(device, (device + 1) % devices) for device in range(devices)]
+    return devices, lambda tree: jax.tree.map(
+        lambda leaf: lax.ppermute(leaf, axis, neighbours), tree
+    )
 
 
 def _streamed(

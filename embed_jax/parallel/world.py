@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from embed_jax.parallel.tiled import reduce_ring, reduce_tiled
+from embed_jax.parallel.tiled import largest_tiled, reduce_ring, reduce_tiled
 from embed_jax.types import TREES, Block, Columns
-from embed_jax.world import Candidates, LocalWorld, Sums, join_sums, reduce_dense
+from embed_jax.world import Candidates, LocalWorld, Sums, join_sums, largest_dense, reduce_dense
 
 FORMS = ("auto", "dense", "tiled", "ring")
 # "auto": numbers of one reduction on a device up to which all are held at once, and bytes of
@@ -45,6 +45,15 @@ class OneWorld(LocalWorld):
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
         return lax.psum(value, self.axes) if self.axes else value
 
+    def largest(
+        self, block: Block, rows: Any, candidates: Candidates, count: int
+    ) -> Float[Array, "M b count"]:
+        arguments = block, rows, candidates(self.columns)
+        axes = self.axes if self.form == "ring" else ()
+        if not axes and self._form(*arguments, None, 1) == "dense":
+            return largest_dense(*arguments, count)
+        return largest_tiled(*arguments, count, tile=self.tile, axis=axes)
+
     def _reduce(
         self,
         kind: str,
@@ -70,13 +79,16 @@ class OneWorld(LocalWorld):
         self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any, numbers: int
     ) -> Sums:
         """Reduces over candidates that this device has."""
-        form = self.form
-        if form == "auto":
-            pairs = math.prod(jax.eval_shape(block, rows, candidates, shared).shape)
-            form = "dense" if pairs * numbers <= DENSE_NUMBERS else "tiled"
-        if form == "dense":
+        if self._form(block, rows, candidates, shared, numbers) == "dense":
             return reduce_dense(kind, block, rows, candidates, shared)
         return reduce_tiled(kind, block, rows, candidates, shared, tile=self.tile, numbers=numbers)
+
+    def _form(self, block: Block, rows: Any, candidates: Any, shared: Any, numbers: int) -> str:
+        """Returns how candidates that this device has are held: "dense", or in tiles."""
+        if self.form != "auto":
+            return self.form
+        pairs = math.prod(jax.eval_shape(block, rows, candidates, shared).shape)
+        return "dense" if pairs * numbers <= DENSE_NUMBERS else "tiled"
 
 
 def local_world(columns: Columns, form: str = "auto", tile: int = 0) -> OneWorld:

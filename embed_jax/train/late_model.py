@@ -21,6 +21,7 @@ from embed_jax.errors import InputError
 from embed_jax.late_interaction import LateInteractionEncoder
 from embed_jax.losses.base import Loss
 from embed_jax.pretrained import check_length
+from embed_jax.scores import Score
 from embed_jax.token_sides import register_markers, saved_tokenizer
 from embed_jax.train.base_model import compute_dtype, longest_text, read_base
 from embed_jax.train.model import TrainingModel
@@ -32,6 +33,7 @@ from embed_jax.train.refused_fields import (
     refuse_fields,
 )
 from embed_jax.types import Params
+from embed_jax.xtr import xtr
 
 
 def late_loss(config: Experiment) -> Loss:
@@ -40,7 +42,11 @@ def late_loss(config: Experiment) -> Loss:
     Raises:
         InputError: for a loss that cannot be built.
     """
-    return training_loss(config, similarity="maxsim", temperature=1.0)
+    similarity: str | Score = "maxsim"
+    if config.loss.similarity == "xtr":
+        similarity = xtr(config.late.top_k)
+        config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, similarity=""))
+    return training_loss(config, similarity=similarity, temperature=1.0)
 
 
 def initial_late_interaction(config: Experiment) -> TrainingModel:
@@ -59,7 +65,8 @@ def initial_late_interaction(config: Experiment) -> TrainingModel:
         spec = set_dropout(spec, config.model.dropout)
     params = store_frozen(params, config.lora)
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
-    similarity = config.loss.similarity or "maxsim"
+    # XTR is a score to train with, as it depends on the documents of a batch.
+    similarity = config.loss.similarity.replace("xtr", "") or "maxsim"
     settings = dataclasses.replace(
         settings, similarity=similarity, matryoshka_dims=late_loss(config).about.dims
     )

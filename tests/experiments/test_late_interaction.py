@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,10 @@ from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.errors import InputError
 from embed_jax.late_interaction import LateInteractionEncoder
-from embed_jax.train.late_model import initial_late_interaction, late_objective
+from embed_jax.losses import info_nce
+from embed_jax.losses.base import bind
+from embed_jax.train.late_model import initial_late_interaction, late_loss, late_objective
+from embed_jax.xtr import xtr
 
 pytest.importorskip("grain")
 pytest.importorskip("bm25s")
@@ -92,6 +96,21 @@ def test_from_pairs_to_mined_negatives_to_a_model_and_its_reports(
     assert again.spec.heads == model.spec.heads
 
 
+def test_xtr_trains_with_the_configs_top_k_and_leaves_a_model_of_maxsim(tiny_model):
+    config = settings(tiny_model, "x", loss__similarity="xtr", late__top_k=3)
+    rng = np.random.default_rng(0)
+    columns = [
+        {"tokens": rng.normal(size=(4, 3, 8)).astype(np.float32), "mask": np.ones((4, 3), bool)}
+        for _ in range(2)
+    ]
+    losses = [late_loss(config)]
+    losses += [bind(info_nce, similarity=xtr(top_k), temperature=1.0) for top_k in (3, 4)]
+    values, same, other = jax.jit(lambda: [loss(*columns) for loss in losses])()
+    np.testing.assert_allclose(values, same, rtol=1e-5)
+    assert not np.allclose(values, other, rtol=1e-5)
+    assert initial_late_interaction(config).result.similarity_fn_name == "maxsim"
+
+
 def test_what_is_refused_names_the_field(tiny_model):
     with pytest.raises(InputError, match="config.late.query_marker: expected a token .* '.Q. '"):
         initial_late_interaction(override(settings(tiny_model, "x"), late__query_marker="[Q] "))
@@ -101,6 +120,7 @@ def test_what_is_refused_names_the_field(tiny_model):
     for changes, field in (
         ({"loss__mlm": 0.1}, "config.loss.mlm"),
         ({"queue__size": 8}, "config.queue.size"),
+        ({"loss__name": "adaptive_layers(info_nce)"}, "config.loss.name"),
     ):
         with pytest.raises(InputError, match=f"{field}: not for late interaction"):
             late_objective(settings(tiny_model, "x", **changes), model)

@@ -1,4 +1,7 @@
-"""MaxSim over tokens as the score of every loss that compares, against loops, in every form."""
+"""MaxSim over tokens as the score of every loss that compares, against loops, in every form.
+
+XTR is in the same programs; test_xtr.py has its values.
+"""
 
 import dataclasses
 import functools
@@ -26,6 +29,7 @@ from embed_jax.scores import COSINE, DOT, find_score
 from embed_jax.types import Batch, Encoder, TokenBatch
 from embed_jax.vectors import normalize
 from embed_jax.world import LocalWorld, make_columns
+from embed_jax.xtr import xtr
 
 BATCH, DIM, LENGTHS, DEVICES = 8, 4, (3, 7, 7), 4
 # Compiling is most of the time.
@@ -90,10 +94,13 @@ EVERY = {
     "kl": bind(distillation.kl, similarity=MAXSIM),
     "score_mse": bind(pointwise.score_mse, similarity=MAXSIM),
     "own_candidates": bind(listwise.own_candidates, similarity=MAXSIM),
+    "info_nce, xtr": bind(in_batch.info_nce, similarity=xtr(20), temperature=0.5, symmetric=True),
+    "kl, xtr": bind(distillation.kl, similarity=xtr(20)),
 }
 
 
-# These look at an example's own candidates only: how the world is held is nothing to them.
+# These look at an example's own candidates only (except by XTR): how the world is held is nothing
+# to them.
 OF_LISTS = ("margin_mse", "kl", "score_mse", "own_candidates")
 
 
@@ -410,7 +417,7 @@ def test_two_texts_of_one_side_are_refused_in_one_line(loss):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["info_nce", "cosent", "triplet", "uniformity"])
+@pytest.mark.parametrize("name", ["info_nce", "cosent", "triplet", "uniformity", "embedding_mse"])
 def test_a_loss_of_vectors_refuses_tokens_in_one_line(name):
     columns = token_columns()
     with pytest.raises(InputError, match="expected one vector for each text"):

@@ -4,9 +4,7 @@ The reference is one device and one group without dropout, all pairs held at onc
 computes all losses, one at a time by its number. tests/losses/test_scores.py has the same on ready
 embeddings.
 
-Refused, each in one line: the terms "qq" and "pp" (two queries, or two documents, have no MaxSim:
-gte, qwen3, gist by default); losses of one vector for each text (cosent, triplet, uniformity,
-...); losses of earlier layers, a queue, masked language modelling (train.late_model).
+experiments/README.md has the table of what is refused, and why.
 """
 
 import functools
@@ -22,10 +20,13 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.towers import two_sides
+from embed_jax.losses import in_batch
+from embed_jax.losses.base import bind
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, split_groups
 from embed_jax.types import Batch
+from embed_jax.xtr import xtr
 
 EXAMPLES, COLUMNS, VOCAB, LENGTHS = 16, 3, 64, (6, 12)
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
@@ -33,6 +34,7 @@ LOSSES = (
     "info_nce(symmetric=True)",
     "kl(teacher_temperature=1, normalization='min_max', temperature=0.25)",
     "matryoshka(margin_mse, dims='8,4')",
+    bind(in_batch.info_nce, similarity=xtr(32), temperature=0.2),  # of some 200 tokens
 )
 FORMS = ("dense", "tiled", "ring")
 
@@ -80,7 +82,7 @@ def compiled(encoder, devices, form):
     """Compiles one program for value and gradient of any of LOSSES, chosen by its number."""
     mesh = make_mesh(devices)
     arguments = {"similarity": "maxsim", "temperature": 1.0}
-    losses = [build_loss(name, arguments) for name in LOSSES]
+    losses = [*(build_loss(name, arguments) for name in LOSSES[:-1]), LOSSES[-1]]
 
     def loss(own, world, params):
         results = [lambda f=f: f.on_world(own, world, params)[:2] for f in losses]
