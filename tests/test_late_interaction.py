@@ -38,17 +38,20 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def make_tokenizer(directory):
     from transformers import BertTokenizerFast
 
-    directory = tmp_path_factory.mktemp("tokenizer")
     special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = dict.fromkeys([*special, *WORDS, *PUNCTUATION, "unused", "##0", "##1"])
     (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     BertTokenizerFast(vocab=str(directory / "vocab.txt")).save_pretrained(directory)
     loaded = load_tokenizer(directory, 32)
     return register_markers(loaded, ["[unused0] ", "[unused1] "])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make_model(tokenizer, heads=(), texts=EXPANDED):
@@ -66,6 +69,47 @@ def make_model(tokenizer, heads=(), texts=EXPANDED):
 @pytest.fixture(scope="module")
 def model(tokenizer):
     return make_model(tokenizer)
+
+
+def values_and_gradients(model, columns, losses, labels):
+    """Returns {name: (value, gradient)} of losses `own -> (values, weights, metrics)`.
+
+    The texts of the columns, queries first, are packed, not padded.
+    """
+    packed = []
+    for column, texts in enumerate(columns):
+        side = "document" if column else "query"
+        tokenized = model.tokenizers[side].encode(texts, model.prompts[side])
+        batch = pack_sentences(tokenized.ids, row_length=32, marks=tokenized.marks)
+        length = model.tokenizers[side].max_length
+        packed.append((build_encoder(model.spec, vectors_per_text=length), batch))
+
+    @jax.jit
+    def each(params):
+        def value(params, loss):
+            embeddings = [encoder.apply(params, batch) for encoder, batch in packed]
+            values, weights, _ = loss(make_columns(embeddings, score=jnp.asarray(labels)))
+            return jnp.sum(values * weights) / jnp.sum(weights)
+
+        return {name: jax.value_and_grad(value)(params, loss) for name, loss in losses.items()}
+
+    return each(model.params)
+
+
+def on_world(loss, **arguments):
+    return lambda own: loss.on_world(own, LocalWorld(own), {}, **arguments)
+
+
+def assert_same_gradients(gradient, torch_gradients):
+    """Compares a head's and a layer's gradient with torch's, {name of the parameter: array}."""
+    for ours, name in (
+        (gradient["heads"]["0"]["kernel"].T, "1.linear.weight"),
+        (gradient["backbone"]["layers"]["up"]["kernel"][0].T, "intermediate.dense.weight"),
+    ):
+        grad = next(array for key, array in torch_gradients.items() if key.endswith(name))
+        scale = np.abs(grad).max()
+        assert scale > 1e-3
+        np.testing.assert_allclose(ours, grad, atol=1e-4 * max(scale, 1.0))
 
 
 def assert_equals_sentence_transformers(model, directory):
@@ -127,67 +171,41 @@ def test_losses_and_gradients_equal_sentence_transformers(model, tmp_path):
     cases = {
         "info_nce": (
             losses.MultiVectorMultipleNegativesRankingLoss(reference),
-            lambda own: in_batch.info_nce.on_world(
-                own,
-                LocalWorld(own),
-                {},
-                similarity="maxsim",
-                temperature=1.0,
-                mask_duplicates=False,
+            on_world(
+                in_batch.info_nce, similarity="maxsim", temperature=1.0, mask_duplicates=False
             ),
         ),
         "kl": (
             losses.MultiVectorDistillKLDivLoss(
                 reference, student_temperature=0.5, teacher_temperature=0.5
             ),
-            lambda own: distillation.kl.on_world(
-                own, LocalWorld(own), {}, similarity="maxsim", temperature=0.5
-            ),
+            on_world(distillation.kl, similarity="maxsim", temperature=0.5),
         ),
         "margin_mse": (
             losses.MultiVectorMarginMSELoss(reference),
-            lambda own: distillation.margin_mse.on_world(
-                own, LocalWorld(own), {}, similarity="maxsim"
-            ),
+            on_world(distillation.margin_mse, similarity="maxsim"),
         ),
     }
-    sides = ["query", "document", "document"]
-    packed = []
-    for side, texts in zip(sides, columns, strict=True):
-        tokenized = model.tokenizers[side].encode(texts, model.prompts[side])
-        batch = pack_sentences(tokenized.ids, row_length=32, marks=tokenized.marks)
-        length = model.tokenizers[side].max_length
-        packed.append((build_encoder(model.spec, vectors_per_text=length), batch))
-
-    @jax.jit
-    def each(params):
-        def value(params, loss):
-            embeddings = [encoder.apply(params, batch) for encoder, batch in packed]
-            values, weights, _ = loss(make_columns(embeddings, score=jnp.asarray(labels)))
-            return jnp.sum(values * weights) / jnp.sum(weights)
-
-        return {name: jax.value_and_grad(value)(params, loss) for name, (_, loss) in cases.items()}
-
-    results = each(model.params)
+    ours = {name: loss for name, (_, loss) in cases.items()}
+    results = values_and_gradients(model, columns, ours, labels)
     for name, (loss, _) in cases.items():
         reference.zero_grad()
         features = []
-        for side, texts in zip(sides, columns, strict=True):
+        for side, texts in zip(("query", "document", "document"), columns, strict=True):
             made = reference.preprocess(texts, prompt=model.prompts[side], task=side)
             features.append({**made, "task": side})
         expected = loss(features, torch.tensor(labels))
         expected.backward()
         value, gradient = results[name]
         assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5), name
-        torch_gradients = dict(reference.named_parameters())
-        for ours, reference_value in (
-            (gradient["heads"]["0"]["kernel"].T, "1.linear.weight"),
-            (gradient["backbone"]["layers"]["up"]["kernel"][0].T, "intermediate.dense.weight"),
-        ):
-            grad = next(p.grad for n, p in torch_gradients.items() if n.endswith(reference_value))
-            scale = float(grad.abs().max())
-            assert scale > 1e-3
-            np.testing.assert_allclose(ours, grad.numpy(), atol=1e-4 * max(scale, 1.0))
+        assert_same_gradients(
+            gradient,
+            {
+                name: parameter.grad.numpy()
+                for name, parameter in reference.named_parameters()
+                if parameter.grad is not None
+            },
+        )
 
 
 # ---- this side -----------------------------------------------------------------------------------
@@ -243,6 +261,15 @@ def test_empty_texts_and_documents_without_vectors(model):
     assert maxsim_matrix([vectors, nothing], [nothing, vectors])[:, 0].tolist() == [0.0, 0.0]
     assert model.similarity([], [vectors]).shape == (0, 1)
     assert model.rank("cat", []) == []
+
+
+def test_words_that_say_nothing_and_markers_that_no_vocabulary_has(model, tokenizer):
+    """A query keeps all its tokens; a document of skipped ones has its special tokens left."""
+    assert len(model.encode_query("., !")) == 10
+    (vectors,) = model.encode_document(["., !"])
+    assert len(vectors) == 3
+    # An unknown marker stays text like any prompt.
+    assert register_markers(tokenizer, ["[Q] "]) is tokenizer
 
 
 def test_long_documents_are_cut_with_one_warning(model):
