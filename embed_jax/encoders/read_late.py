@@ -71,10 +71,13 @@ def read_late_interaction(directory: Path) -> SavedLateInteraction:
         prefix = settings.get(f"{side}_prefix") or ""
         prompts[side] = prefix + prompts.get(side, "").removeprefix(prefix)
     limits = read_optional(first / "tokenizer_config.json", json_fields.TOKENIZER)
+    length = shortest_limit(read.texts, limits, read.backbone.max_length)
+    if pylate:  # it stores the limit of the texts that it encoded last, without their marker
+        length = read.backbone.max_length
     return SavedLateInteraction(
         EncoderSpec(read.backbone, "", heads, lora=read.lora),
         {**read.params, "heads": params},
-        shortest_limit(read.texts, limits, read.backbone.max_length),
+        length,
         EncodingSettings(
             prompts=prompts,
             default_prompt_name=settings.get("default_prompt_name"),

@@ -114,13 +114,14 @@ def _write_modules(
     if layout == "pylate":  # masks and lengths are implied
         kinds = [kind for kind in kinds if kind[0] in ("Transformer", "Dense")]
     folders = [(kind, f"{index}_{kind}" if index else "") for index, (kind, _) in enumerate(kinds)]
-    tokens = module_files.TOKENS
+    # PyLate's modules read and give tokens without a word of it, and know no such field.
+    places = () if layout == "pylate" else (module_files.TOKENS, module_files.TOKENS)
     for (_, content), (_, folder) in zip(kinds[1:], folders[1:], strict=True):
         if isinstance(content, dict):
             write_json(directory / folder / "config.json", content)
         else:
             head, own = content
-            module_files.write_head(directory / folder, head, own, tokens, tokens)
+            module_files.write_head(directory / folder, head, own, *places)
     types = {"Dense": modules.PYLATE_DENSE} if layout == "pylate" else {}
     modules.write_modules(directory, folders, types)
     similarity = {name: key for key, name in SIMILARITIES.items()}[settings.similarity]
@@ -131,7 +132,7 @@ def _write_modules(
         "similarity_fn_name": similarity,
     }
     if layout == "pylate":
-        fields |= _pylate_fields(settings, texts)
+        fields |= _pylate_fields(directory, settings, texts)
     elif settings.matryoshka_dims:
         fields["matryoshka_dims"] = list(settings.matryoshka_dims)
     write_json(directory / SETTINGS, fields)
@@ -181,14 +182,27 @@ def _check_colbert(
             )
 
 
-def _pylate_fields(settings: EncodingSettings, texts: TokenSettings) -> dict[str, Any]:
-    """Returns PyLate's fields of config_sentence_transformers.json."""
+def _pylate_fields(
+    directory: Path, settings: EncodingSettings, texts: TokenSettings
+) -> dict[str, Any]:
+    """Returns PyLate's fields of config_sentence_transformers.json.
+
+    PyLate adds a marker that the vocabulary lacks as a new token with random weights, also one that
+    differs by a blank only: "[unused0] " becomes "[unused0]" where that is what is known.
+    """
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab()
+    markers = {side: settings.prompts.get(side, "") for side in ("query", "document")}
+    for side, marker in markers.items():
+        if marker not in known and marker.strip() in known:
+            markers[side] = marker.strip()
     return {
         "model_type": LATE_INTERACTION[1],
         "prompts": {},
         "similarity_fn_name": "MaxSim",
-        "query_prefix": settings.prompts.get("query", ""),
-        "document_prefix": settings.prompts.get("document", ""),
+        "query_prefix": markers["query"],
+        "document_prefix": markers["document"],
         "query_length": texts.expansion_length or texts.query_length or LENGTHS["query"],
         "document_length": texts.document_length or LENGTHS["document"],
         "do_query_expansion": texts.expansion == "fixed",
