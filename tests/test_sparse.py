@@ -1,5 +1,6 @@
 """Sparse models: parity with sentence-transformers, layouts there and back, words, refusals."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 
 import embed_jax
+from embed_jax.data.tokenizer_files import load_tokenizer
 from embed_jax.data.window import pack_window
 from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.settings import EncodingSettings
+from embed_jax.encoders.spec import EncoderSpec, random_spec
+from embed_jax.encoders.vocabulary import Splade
 from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
@@ -98,6 +103,58 @@ def test_layouts_are_read_and_written(name, layouts, tmp_path):
     assert_alike(again, peer(tmp_path / "again"))
     assert (again.encode_document(TEXTS) != documents).nnz == 0
     assert (again.encode_query(TEXTS) != queries).nnz == 0
+
+
+def test_modernbert_is_read_and_written(tiny_tokenizer, tmp_path):
+    """Its head has no biases, and most of its layers see near tokens only."""
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    directory = shutil.copytree(tiny_tokenizer, tmp_path / "modernbert")
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=len((tiny_tokenizer / "vocab.txt").read_text().split()),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+        local_attention=4,
+        pad_token_id=0,
+    )
+    language_model = ModernBertForMaskedLM(config)
+    torch.nn.init.normal_(language_model.model.embeddings.tok_embeddings.weight, std=0.5)
+    torch.nn.init.normal_(language_model.decoder.bias, mean=-1.0)
+    language_model.save_pretrained(directory)
+    modules = [Transformer(str(directory), transformer_task="fill-mask"), SpladePooling("max")]
+    other = peers.SparseEncoder(modules=modules, device="cpu", similarity_fn_name="dot")
+    other.save(str(tmp_path / "splade"))
+    model = embed_jax.load(tmp_path / "splade")
+    assert model.spec.backbone.family == "modernbert"
+    assert_alike(model, other)
+    model.save(tmp_path / "again")
+    assert_alike(embed_jax.load(tmp_path / "again"), peer(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "output layer"])
+def test_a_decoder_s_weights_are_those_of_its_output_layer(tied, tiny_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(tiny_tokenizer, 32)
+    spec = random_spec("decoder-tiny", vocab_size=tokenizer.vocab_size)
+    backbone = dataclasses.replace(spec.backbone, tied=tied)
+    spec = EncoderSpec(backbone, vocabulary=Splade())
+    encoder = build_encoder(spec)
+    params = encoder.init(jax.random.key(0))
+    assert ("vocabulary" in params) is not tied
+    model = SparseEncoder(spec, params, tokenizer, EncodingSettings(similarity="dot"))
+    ((_, tokens),) = pack_window(tokenizer.encode(TEXTS[:1]).ids, 0, 64)
+    states = encoder.hidden(params, tokens)[0][: int(np.sum(tokens.pooled))]
+    table = params["backbone"]["embeddings"]["token"] if tied else params["vocabulary"]["lm_head"]
+    expected = jnp.log1p(jax.nn.relu(states @ table.T)).max(axis=0)
+    np.testing.assert_allclose(model.encode(TEXTS[:1]).toarray()[0], expected, atol=1e-5)
+    model.save(tmp_path / "decoder")
+    again = embed_jax.load(tmp_path / "decoder")
+    assert again.spec == spec and (again.encode(TEXTS) != model.encode(TEXTS)).nnz == 0
 
 
 def test_gradients_are_those_of_sentence_transformers(layouts):

@@ -21,6 +21,7 @@ from embed_jax.types import AnyArray, Params, TokenBatch
 
 # Shares of the chosen tokens that become the mask token, and a random token; the others stay.
 MASKED, RANDOM = 0.8, 0.1
+WITHOUT_BIAS = ("modernbert",)  # families whose linear map and norm have none
 
 
 class MlmTransform(nn.Module):
@@ -30,9 +31,9 @@ class MlmTransform(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "K H"], width: int) -> Float[Array, "K W"]:
-        config = self.config
-        x = Linear(width, jnp.float32, config.initializer_range, name="dense")(x)
-        return LayerNormalization(config.layer_norm_eps, jnp.float32, name="norm")(
+        config, bias = self.config, self.config.family not in WITHOUT_BIAS
+        x = Linear(width, jnp.float32, config.initializer_range, bias, name="dense")(x)
+        return LayerNormalization(config.layer_norm_eps, jnp.float32, bias, name="norm")(
             activation(config.activation)(x)
         )
 
@@ -43,7 +44,7 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
     They are "dense" (kernel [H, W], bias [W]), "norm" (scale, bias [W]) and "bias" [V]. Hugging
     Face's names for these are `transform.dense`, `transform.LayerNorm` and `bias` in
     `cls.predictions`, and `dense`, `layer_norm` and `bias` in `lm_head`. A weight there is the
-    transposed kernel.
+    transposed kernel. ModernBERT's has the last bias only.
 
     Args:
         config: the backbone's: hidden size H, embedding size W (the same except for ELECTRA),

@@ -46,7 +46,13 @@ NAMES: dict[str, Mapping[str, str]] = {
     "electra": _names(
         "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"
     ),
+    "modernbert": {
+        "dense/kernel": "head.dense.weight",
+        "norm/scale": "head.norm.weight",
+        "bias": "decoder.bias",
+    },
 }
+REFUSED = {"modernbert": ("head.dense.bias", "head.norm.bias")}  # of settings that are not read
 OUTPUT_LAYER = {"lm_head": "lm_head.weight"}
 
 
@@ -95,6 +101,9 @@ def read_transformer_head(where: Path, config: Any, shapes: Params) -> Params | 
     tensors = open_tensors(where)
     if not all(names[path] in tensors for path in flat):
         return None
+    for name in REFUSED.get(config.family, ()):
+        if name in tensors:
+            raise InputError(f"{where}: expected no tensor {name!r}, found one of a head with it")
     params = {}
     for path, leaf in flat.items():
         value, turned = tensors[names[path]], path == "dense/kernel"

@@ -27,11 +27,15 @@ from embed_jax.types import AnyArray, Params, TokenBatch
 
 VOCABULARY = "vocabulary"  # the head's name among an encoder's parameters
 SHARDING = ((rf"{VOCABULARY}/dense/kernel", ("fsdp", None)),)
+CAPPED = ("gemma2",)  # decoders whose logits have a limit
 TILE = 2**20  # logits that are held at once: 4 MiB
 SHORTEST = 512  # tokens of the vocabulary in a tile, however many tokens a group has
 POOLINGS = ("max", "sum")
 # Those of `token_heads.NAMES`, which a model's files can name.
-FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "deberta-v2")
+FAMILIES = (
+    *("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "deberta-v2"),
+    "modernbert",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Splade:
     """w_j = max over the tokens i of log(1 + relu(logit_ij)), or their sum.
 
     Formal et al. (2021), "SPLADE v2", eqs. 1 and 6; the sum is that of the first SPLADE. Logits are
-    those of the masked language model's head, which shares the table of token embeddings.
+    those of the masked language model's head, which shares the table of token embeddings. A
+    decoder's are the products of the states with its output layer or that table.
 
     Attributes:
         pooling: "max" or "sum".
@@ -56,11 +61,16 @@ class Splade:
     def init(self, config: Any, key: PRNGKeyArray) -> Params:
         """Returns the initial parameters of the language model's head, see `mlm.init_head`.
 
+        A decoder's are {"lm_head": [V, H]}, or {} if it shares the table.
+
         Raises:
             InputError: for a backbone of a family without such a head.
         """
         check_family(config)
-        return init_head(config, key)
+        if not is_decoder(config):
+            return init_head(config, key)
+        shape = (config.vocab_size, config.hidden_size)
+        return {} if config.tied else {"lm_head": 0.02 * jax.random.normal(key, shape)}
 
     def apply(
         self,
@@ -82,8 +92,12 @@ class Splade:
             dtype: "float32" or "bfloat16", of the products' factors.
         """
         flat = jnp.asarray(states).reshape(-1, states.shape[-1]).astype(jnp.float32)
-        x = transform_states(config, params, flat, table.shape[1]).astype(dtype)
-        rows, bias = jnp.asarray(table).astype(dtype), params["bias"].astype(jnp.float32)
+        if is_decoder(config):
+            x, table, bias = flat, params.get("lm_head", table), jnp.zeros(config.vocab_size)
+        else:
+            x = transform_states(config, params, flat, table.shape[1])
+            bias = params["bias"].astype(jnp.float32)
+        x, rows = x.astype(dtype), jnp.asarray(table).astype(dtype)
         if self.pooling == "max":
             segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
             position = jnp.asarray(tokens.position).astype(jnp.uint16).reshape(-1)
@@ -132,16 +146,22 @@ def token_table(encoder_params: Params) -> Float[AnyArray, "V W"]:
     return backbone["embeddings"]["token"] if "embeddings" in backbone else backbone["token"]
 
 
+def is_decoder(config: Any) -> bool:
+    """Tells whether a backbone's language model has an output layer, or the table in its place."""
+    return hasattr(config, "tied")
+
+
 def check_family(config: Any) -> None:
-    """Refuses a backbone of a family whose masked language model has no head that is known here.
+    """Refuses a backbone of a family whose language model has no head that is known here.
 
     Raises:
         InputError: naming the family.
     """
-    if config.family not in FAMILIES:
+    if config.family in CAPPED or not (config.family in FAMILIES or is_decoder(config)):
         raise InputError(
-            f"a {config.family} encoder has no head of a masked language model that is known here, "
-            f"whose logits are the weights of a sparse embedding; known: {', '.join(FAMILIES)}"
+            f"a {config.family} encoder has no head of a language model that is known here, whose "
+            f"logits are the weights of a sparse embedding; known: {', '.join(FAMILIES)}, and "
+            "decoders without a limit of their logits"
         )
 
 

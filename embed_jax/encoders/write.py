@@ -30,7 +30,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, write_text_config
 from embed_jax.encoders.token_heads import head_tensors
-from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade, TokenWeights, is_decoder
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
 from embed_jax.encoders.write_adapter import write_adapter
@@ -290,20 +290,21 @@ def _write_backbone(
 def _write_language_model(
     directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int
 ) -> None:
-    """Writes a backbone and its head as transformers' masked language model."""
+    """Writes a backbone and its head as transformers' language model."""
     family = lookup("backbone", spec.backbone.family)
     backbone = tensors_from_params(family, dequantize_params(params["backbone"]))
-    tensors = {f"{family.prefixes[0]}{name}": value for name, value in backbone.items()}
+    prefix = "model." if is_decoder(spec.backbone) else family.prefixes[0]
+    tensors = {f"{prefix}{name}": value for name, value in backbone.items()}
+    kind = "Causal" if is_decoder(spec.backbone) else "Masked"
     config = {
-        "architectures": [f"{family.architecture.removesuffix('Model')}ForMaskedLM"],
+        "architectures": [f"{family.architecture.removesuffix('Model')}For{kind}LM"],
         "model_type": spec.backbone.family,
         "dtype": "float32",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": getattr(spec.backbone, "tied", True),
     }
     write_json(directory / "config.json", config | family.write_config(spec.backbone))
-    write_tensors(
-        directory, {**tensors, **head_tensors(spec.backbone, params[VOCABULARY])}, shard_bytes
-    )
+    head = head_tensors(spec.backbone, params.get(VOCABULARY, {}))
+    write_tensors(directory, {**tensors, **head}, shard_bytes)
 
 
 def _outputs(spec: EncoderSpec) -> dict[str, bool]:

@@ -123,14 +123,14 @@ def test_a_model_without_the_head_says_what_it_starts_from(config, tiny_model, c
             {"model__sparse": "", "model__query": "token_weights"},
             "config.model.query: 'token_weights' is for sparse models",
         ),
-        ({"model__name": "random:decoder-tiny"}, "config.model.sparse: a .* encoder has no"),
+        ({"model__name": "random:nomic-tiny"}, "config.model.sparse: a .* encoder has no"),
         ({"model__mlp": "kept"}, "config.model.mlp: not for a sparse model"),
         (
             {"loss__name": "matryoshka(info_nce, dims='16,8')"},
             "config.loss.name: .* prefixes of embeddings, which those over a vocabulary",
         ),
     ],
-    ids=["cosine", "dense documents", "decoder", "mlp", "prefixes"],
+    ids=["cosine", "dense documents", "no head", "mlp", "prefixes"],
 )
 def test_what_has_no_meaning_is_refused_in_one_line(config, sources, fields, message):
     with pytest.raises(InputError, match=message) as error:
