@@ -12,6 +12,7 @@ data=$1 out=$2
 shift 2
 sets=("${@:-wikiqa scifact nfcorpus}")
 python=${PYTHON:-python} queries=${QUERIES:-100} depth=${DEPTH:-100} lists=${LISTS:-600} length=${LENGTH:-128}
+dtype=${DTYPE:-float32}
 minilm=sentence-transformers/all-MiniLM-L6-v2
 mkdir -p "$out"
 
@@ -40,7 +41,7 @@ for name in ${sets[*]}; do
     train "$name" bce "" "$at/lists.jsonl"
     train "$name" lambda :lambda_rank "$at/lists.jsonl"
     "$python" -m scripts.annotate --data "$at/lists.jsonl" --model "$at/bce/model" --activation identity \
-        --scores "$at/scores.bce.jsonl" --output "$at/annotated.jsonl"
+        --compute-dtype "$dtype" --scores "$at/scores.bce.jsonl" --output "$at/annotated.jsonl"
     train "$name" distilled :distilled "$at/annotated.jsonl"
 
     # 3. Shortlists of a sample of test queries.
@@ -57,7 +58,7 @@ for name in ${sets[*]}; do
     for reranker in BCE=bce LambdaLoss=lambda distilled=distilled; do
         model=${reranker#*=}
         "$python" -m scripts.annotate --beir "$task" --split test "${runs[@]}" --depth "$depth" \
-            --model "$at/$model/model" --compute-dtype "${DTYPE:-float32}" --activation identity --scores-only \
+            --model "$at/$model/model" --compute-dtype "$dtype" --activation identity --scores-only \
             --output "$at/scores.$model.jsonl"
         scores+=(--scores "${reranker%%=*}=$at/scores.$model.jsonl" --model "${reranker%%=*}=$at/$model/model")
     done
