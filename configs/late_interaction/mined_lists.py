@@ -10,7 +10,7 @@ of short texts.
 
 Paper: Khattab and Zaharia (2020), "ColBERT", with negatives of the whole batch.
 Expected: no published number.
-Measured: see experiments/results/late_interaction.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment
