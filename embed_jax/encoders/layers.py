@@ -73,7 +73,9 @@ class Linear(nn.Module):
         return product.reshape(*x.shape[:-1], self.features)
 
 
-def matrix_product(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float[Array, "N O"]:
+def matrix_product(
+    x: Float[AnyArray, "N I"], kernel: Float[AnyArray, "I O"]
+) -> Float[AnyArray, "N O"]:
     """Computes `x @ kernel`, both of one dtype, with sums in float32.
 
     On CPU, XLA multiplies bfloat16 matrices with the processor's instructions for them (AMX,
@@ -83,7 +85,7 @@ def matrix_product(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float
     >>> matrix_product(jnp.ones((1, 300), jnp.bfloat16), jnp.ones((300, 2), jnp.bfloat16)).tolist()
     [[300.0, 300.0]]
     """
-    if x.dtype == jnp.float32 or jax.default_backend() != "cpu":
+    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
         return x @ kernel
     # A kernel that is the same on all devices gets its gradient's sum over them where it is made to
     # vary like x: by adding a zero that does.

@@ -92,7 +92,7 @@ from embed_jax.data.order import make_order
 from embed_jax.data.pipeline import make_batch_maker, training_batches
 from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import RecordFields, pair_columns
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenizer_files import load_tokenizer
 records = {made_records(COUNT)!r}
 source = RecordSource(records, RecordFields(pair_columns(records)))
 make = make_batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,

@@ -335,7 +335,7 @@ def test_old_flags_stand_for_subcommands(old, new):
 
 
 def test_every_old_flag_has_a_subcommand():
-    assert {name for name, _ in aliases.ALIASES.values()} == set(evaluate.COMMANDS)
+    assert {name for name, _ in aliases.ALIASES.values()} <= set(evaluate.COMMANDS)
     assert __version__ < "1", (
         "remove scripts/evaluate/aliases.py: the old flags were read until 1.0"
     )
