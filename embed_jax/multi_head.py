@@ -40,7 +40,7 @@ HeadWeights = str | Mapping[str, float]  # see `head_scores.read_sum`
 SLOTS = ("token_ids", "sentence", "position", "pooled")  # of a batch, needed beside its results
 
 
-class MultiHeadEncoder(TextModel[dict[str, Any]]):
+class MultiHeadEncoder(TextModel[Any]):
     """A model whose heads embed a text from one pass of the backbone; see `TextModel`.
 
     Embeddings are {head: those of all texts}: "dense" `[N, D]`, "sparse" scipy's `csr_array`
@@ -79,7 +79,7 @@ class MultiHeadEncoder(TextModel[dict[str, Any]]):
         prompt: str | None = None,
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Embeds texts, in input order, by each head.
 
         For one string the dense vector is `[D]`, the sparse one `[1, V]`, and the vectors of its

@@ -75,7 +75,7 @@ class Linear(nn.Module):
 
 def matrix_product(
     x: Float[AnyArray, "N I"], kernel: Float[AnyArray, "I O"]
-) -> Float[AnyArray, "N O"]:
+) -> Float[Array, "N O"]:
     """Computes `x @ kernel`, both of one dtype, with sums in float32.
 
     On CPU, XLA multiplies bfloat16 matrices with the processor's instructions for them (AMX,
@@ -86,7 +86,7 @@ def matrix_product(
     [[300.0, 300.0]]
     """
     if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-        return x @ kernel
+        return jnp.matmul(x, kernel)
     # A kernel that is the same on all devices gets its gradient's sum over them where it is made to
     # vary like x: by adding a zero that does.
     zero = jnp.where(False, lax.stop_gradient(x[0, 0]), 0)

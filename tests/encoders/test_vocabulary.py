@@ -105,8 +105,8 @@ def test_the_head_s_families_are_those_that_files_name():
     [
         (lambda: Splade("mean"), "unknown pooling of a sparse model 'mean'"),
         (
-            lambda: build_encoder(EncoderSpec(find_shape("decoder-tiny"), vocabulary=Splade())),
-            "encoder has no head of a masked language model that is known here",
+            lambda: build_encoder(EncoderSpec(find_shape("t5-tiny"), vocabulary=Splade())),
+            "encoder has no head of a language model that is known here",
         ),
         (
             lambda: build_encoder(
@@ -115,7 +115,7 @@ def test_the_head_s_families_are_those_that_files_name():
             "a sparse encoder has no pooling and no heads",
         ),
     ],
-    ids=["pooling", "decoder", "several layers"],
+    ids=["pooling", "t5", "several layers"],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(make, message):
     with pytest.raises(InputError, match=message) as error:
