@@ -20,7 +20,6 @@ from embed_jax.xtr import xtr
 pytest.importorskip("grain")
 pytest.importorskip("bm25s")
 ROOT = Path(__file__).parents[2]
-WORDS = "cat dog house river music guitar red blue city train apple bread science model".split()
 
 
 @pytest.fixture
@@ -49,15 +48,9 @@ def settings(model, data, **changes):
 
 
 def test_from_pairs_to_mined_negatives_to_a_model_and_its_reports(
-    experiment, tiny_model, tmp_path, capsys
+    experiment, tiny_model, word_pairs, tmp_path, capsys
 ):
-    rng = np.random.default_rng(0)
-    data, workdir = tmp_path / "pairs.jsonl", tmp_path / "run"
-    with data.open("w") as file:
-        for number in range(60):
-            words = rng.choice(WORDS, 5, replace=False)
-            pair = {"anchor": " ".join(words[:2]), "positive": f"{' '.join(words)} {number}"}
-            file.write(json.dumps(pair) + "\n")
+    data, workdir = word_pairs, tmp_path / "run"
     config = settings(
         tiny_model,
         data,

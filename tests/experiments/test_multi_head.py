@@ -17,7 +17,6 @@ from embed_jax.train.multi_head_model import initial_multi_head, multi_head_obje
 pytest.importorskip("grain")
 pytest.importorskip("bm25s")
 ROOT = Path(__file__).parents[2]
-WORDS = "cat dog house river music guitar red blue city train apple bread science model".split()
 SUM = "dense + 0.3 * sparse + multi_vector"
 
 
@@ -37,17 +36,13 @@ def settings(model, data="x", **changes):
     )
 
 
-def test_from_pairs_to_a_model_and_its_searches(tiny_model, tmp_path, monkeypatch, capsys):
+def test_from_pairs_to_a_model_and_its_searches(
+    tiny_model, word_pairs, tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(str(ROOT))
     from experiments import multi_head
 
-    rng = np.random.default_rng(0)
-    data, workdir = tmp_path / "pairs.jsonl", tmp_path / "run"
-    with data.open("w") as file:
-        for number in range(60):
-            words = rng.choice(WORDS, 5, replace=False)
-            pair = {"anchor": " ".join(words[:2]), "positive": f"{' '.join(words)} {number}"}
-            file.write(json.dumps(pair) + "\n")
+    data, workdir = word_pairs, tmp_path / "run"
     changes = {"data__holdout": 0.2, "batch__size": 8, "batch__groups": 2, "train__steps": 2}
     changes |= {"eval__every": 1, "eval__metric": "retrieval/ndcg@10", "checkpoint__every": 1}
     assert multi_head.run(settings(tiny_model, data, **changes), workdir).finished

@@ -14,20 +14,15 @@ from embed_jax.routed import RoutedEncoder
 pytest.importorskip("grain")
 pytest.importorskip("bm25s")
 ROOT = Path(__file__).parents[2]
-WORDS = "cat dog house river music guitar red blue city train apple bread science model".split()
 
 
-def test_from_pairs_to_a_table_of_queries_and_a_report(tiny_model, tmp_path, monkeypatch, capsys):
+def test_from_pairs_to_a_table_of_queries_and_a_report(
+    tiny_model, word_pairs, tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(str(ROOT))
     from experiments import sparse
 
-    rng = np.random.default_rng(0)
-    data, workdir = tmp_path / "pairs.jsonl", tmp_path / "run"
-    with data.open("w") as file:
-        for number in range(60):
-            words = rng.choice(WORDS, 5, replace=False)
-            pair = {"anchor": " ".join(words[:2]), "positive": f"{' '.join(words)} {number}"}
-            file.write(json.dumps(pair) + "\n")
+    data, workdir = word_pairs, tmp_path / "run"
     config = override(
         Experiment(),
         model__name=str(tiny_model),
