@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from embed_jax.errors import InputError
 from embed_jax.maxsim import MEAN_MAXSIM, maxsim_matrix
 from embed_jax.registry import unknown
-from embed_jax.scores import DOT, Score, find_score, similarity_matrix
+from embed_jax.scores import DOT, SIMILARITIES, Score, find_score, similarity_matrix
 
 # The weights with which BGE-M3 was trained.
 DEFAULT_SUM: Mapping[str, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
@@ -102,6 +102,17 @@ def read_sum(text: str | Mapping[str, float]) -> dict[str, float]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
             raise InputError(f"sum of scores: {name}: expected a weight from 0 up, found {weight}")
     return {name: float(weight) for name, weight in weights}
+
+
+def check_similarity(name: str) -> None:
+    """Raises an InputError if `name` is neither one of SIMILARITIES nor a sum of heads' scores."""
+    if name in SIMILARITIES:
+        return
+    try:
+        read_sum(name)
+    except InputError as error:
+        message = unknown("similarity", name, SIMILARITIES)
+        raise InputError(f"{message}; or of a model of several heads: {error}") from None
 
 
 def write_sum(weights: Mapping[str, float]) -> str:

@@ -20,9 +20,13 @@ if "EMBED_JAX_CACHE" not in os.environ:
     os.environ["EMBED_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each
-# device, wait for each other for ever. One after the other they cannot.
+# device, wait for each other for ever. One after the other they cannot. The older code generator of
+# fused operations compiles in half the time of the newer one, and one thread for a program is
+# enough where each core has a process of its own.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 import jax

@@ -19,13 +19,11 @@ from embed_jax.evals.search import (
     small_corpus,
 )
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
-from embed_jax.head_scores import read_sum
+from embed_jax.head_scores import check_similarity
 from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
-from embed_jax.registry import unknown
 from embed_jax.retrieval.maxsim import maxsim_search
 from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Run, dense_search
-from embed_jax.scores import SIMILARITIES
 
 
 def open_task(
@@ -60,12 +58,8 @@ def open_task(
             range.
     """
     ks = cut_offs(k)
-    if similarity and similarity not in SIMILARITIES:
-        try:
-            read_sum(similarity)
-        except InputError as error:
-            message = unknown("similarity", similarity, SIMILARITIES)
-            raise InputError(f"{message}; or of a model of several heads: {error}") from None
+    if similarity:
+        check_similarity(similarity)
     if passage_words < 0 or not 0 <= passage_overlap < max(passage_words, 1):
         sizes = f"{passage_words} and {passage_overlap}"
         raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
-from embed_jax.head_scores import read_sum, sum_matrix
+from embed_jax.head_scores import check_similarity, read_sum, sum_matrix
 from embed_jax.registry import unknown
 from embed_jax.scores import SIMILARITIES, unit_length
 from embed_jax.types import AnyArray, SparseRows
@@ -135,6 +135,7 @@ def dense_search(
     Raises:
         InputError: for an unknown similarity.
     """
+    check_similarity(similarity)
     if similarity not in SIMILARITIES:
         matrices = {similarity: functools.partial(sum_matrix, text=read_sum(similarity))}
         return search_by_matrices(encode_queries, encode_corpus, matrices, corpus, queries, k)[
