@@ -58,9 +58,12 @@ class Models:
         return self._digests[name]
 
     def documents(self, spec: RetrieverSpec, name: str, texts: Mapping[str, str]) -> Iterator[Any]:
-        """Yields the embedding of each document; those of a corpus are kept for other indexes."""
+        """Yields the embedding of each document; those of a corpus are kept for other indexes.
+
+        The vectors of tokens, for which there is one kind of index, are not kept.
+        """
         encode = document_encoder(self.load(name), spec)
-        if len(texts) > 16 * ENCODED:
+        if len(texts) > 16 * ENCODED or spec.kind == TOKENS:
             yield from _in_blocks(encode, texts.values())
             return
         digest = hashlib.blake2b(json.dumps(list(texts.values())).encode()).hexdigest()

@@ -21,6 +21,7 @@ from embed_jax.evals.retrieval import RetrievalTask
 from embed_jax.evals.search import Qrels, score_run
 from embed_jax.evals.significance import PairedDifference, compare_items
 from embed_jax.evals.task import Items, Outcome
+from embed_jax.pair_scores import PairScorer
 from embed_jax.retrieval.fusion import Ranking
 from embed_jax.retrieval.search import FUSED, RERANKED, Pipeline, search
 
@@ -79,6 +80,7 @@ def evaluate_pipeline(
     pipeline: Pipeline,
     task: RetrievalTask,
     *,
+    reranker: PairScorer | None = None,
     timed_queries: int = 20,
     costs: Costs | None = None,
     bytes_per_document: float = 0.0,
@@ -88,6 +90,8 @@ def evaluate_pipeline(
     Args:
         pipeline: the stages.
         task: by `make_retrieval_task` or `retrieval.open_task`.
+        reranker: gives the same scores as the pipeline's, and takes its place wherever time is not
+            measured, such as `RememberedScores`; None: the pipeline's.
         timed_queries: the first ones are timed, one after the other; 0: none.
         costs: added to the times: of a reranker whose scores are read from a file.
         bytes_per_document: of the indexes, for tables.
@@ -96,7 +100,9 @@ def evaluate_pipeline(
         InputError, RunError: see `search`.
     """
     queries = {name: task.queries[name] for name in task.qrels}
-    searched = search(pipeline, list(queries.values()), DEPTH)
+    # A reranker that remembers nothing yet has the length 0.
+    untimed = pipeline if reranker is None else dataclasses.replace(pipeline, reranker=reranker)
+    searched = search(untimed, list(queries.values()), DEPTH)
 
     def run_of(results: Sequence[Ranking]) -> dict[str, Ranking]:
         return dict(zip(queries, results, strict=True))
@@ -156,13 +162,15 @@ def pipelines_table(
     header = ["pipeline", "nDCG@10", "recall@100", "missed", "order", "p50 ms", "p95 ms", "bytes"]
     rows = []
     for name, each in outcomes.items():
-        low, high = each.outcome.intervals["ndcg@10"]
         times = each.milliseconds or ("", "")
+        metrics, intervals = each.outcome.metrics, each.outcome.intervals
         rows.append(
             [
                 name,
-                f"{each.outcome.metrics['ndcg@10']:.3f} [{low:.3f}, {high:.3f}]",
-                f"{each.outcome.metrics['recall@100']:.3f}",
+                *(
+                    "{:.3f} [{:.3f}, {:.3f}]".format(metrics[metric], *intervals[metric])
+                    for metric in (f"ndcg@{CUT_OFF}", f"recall@{DEPTH}")
+                ),
                 f"{each.shares['missed'][0]:.3f}",
                 f"{each.shares['order'][0]:.3f}",
                 *(f"{value:,.1f}" if value != "" else "" for value in times),

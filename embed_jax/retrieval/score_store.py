@@ -20,6 +20,7 @@ from jaxtyping import Float
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError, RunError, first_difference
 from embed_jax.journal import Journal, whole_lines
+from embed_jax.pair_scores import PairScorer, score_pairs
 from embed_jax.types import QueryPassage
 
 FORMAT = "embed-jax scores 1"
@@ -169,6 +170,37 @@ class StoredScores:
                 )
             scores[row] = score
         return scores
+
+
+class RememberedScores:
+    """A scorer of pairs that asks another one for each pair once.
+
+    >>> shortest = RememberedScores(lambda queries, passages: [-len(text) for text in passages])
+    >>> shortest(["a", "a"], ["b", "cd"])
+    array([-1., -2.])
+    """
+
+    def __init__(self, score: PairScorer):
+        self._score, self._scores = score, dict[bytes, float]()
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """Returns the score of each query with the passage at the same position, float64.
+
+        Raises:
+            InputError, RunError: see `score_pairs`.
+        """
+        keys = list(map(pair_key, queries, passages))
+        new = {
+            key: pair
+            for key, *pair in zip(keys, queries, passages, strict=True)
+            if key not in self._scores
+        }
+        scores = score_pairs(self._score, [(query, passage) for query, passage in new.values()])
+        self._scores |= dict(zip(new, scores.tolist(), strict=True))
+        return np.array([self._scores[key] for key in keys])
 
 
 def read_score_file(path: str | Path) -> StoredScores:

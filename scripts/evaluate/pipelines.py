@@ -31,6 +31,10 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="ROLE=FILE",
         help="scores by scripts.annotate in the place of rerankers, separated by commas",
     )
+    group.add_argument(
+        "--sample", type=int, default=0, help="search this number of queries (default: all)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     group.add_argument("--indexes", type=Path, help="folder to keep the indexes in")
     group.add_argument(
         "--timed-queries", type=int, default=20, help="queries that are timed (default: 20)"
@@ -75,6 +79,8 @@ def evaluate_pipelines(
     models: Mapping[str, str],
     score_files: Mapping[str, str],
     costs: str = "",
+    sample: int = 0,
+    seed: int = 0,
     indexes: Path | None = None,
     timed_queries: int = 20,
     table: Path | None = None,
@@ -88,6 +94,8 @@ def evaluate_pipelines(
         models: by role, in place of those that the files name.
         score_files: by role, in place of models.
         costs: see `parse_costs`; added to pipelines whose reranker's scores are read.
+        sample: how many queries of each task are searched; 0: all. See `sample_queries`.
+        seed: of the sample.
         indexes: folder to keep the indexes in; None: they are removed.
         timed_queries: how many queries are timed.
         table: Markdown file to write.
@@ -98,10 +106,12 @@ def evaluate_pipelines(
     """
     from embed_jax.evals.budget import parse_costs
     from embed_jax.evals.leaderboard import markdown
+    from embed_jax.evals.rerankers import sample_queries
+    from embed_jax.evals.retrieval import make_retrieval_task
     from embed_jax.evals.stages import evaluate_pipeline, pipelines_table, plot_pipelines
     from embed_jax.pipelines import Models, open_pipeline
     from embed_jax.retrieval.pipeline_spec import read_pipeline
-    from embed_jax.retrieval.score_store import read_score_file
+    from embed_jax.retrieval.score_store import RememberedScores, read_score_file
 
     specs = [read_pipeline(file).with_models(models) for file in files]
     if len({spec.name for spec in specs}) < len(specs):
@@ -111,17 +121,28 @@ def evaluate_pipelines(
     scores = {role: read_score_file(file) for role, file in score_files.items()}
     declared = parse_costs(costs) if costs else None
     shared, lines = Models(), []
+    remembered: dict[
+        tuple[str, str], RememberedScores
+    ] = {}  # a pair is scored once for all pipelines
     outcomes: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
         outcomes[name] = {}
+        if sample:
+            data = sample_queries((task.corpus, task.queries, task.qrels), sample, seed)
+            task = make_retrieval_task(data, name=task.name)
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory) if indexes is None else indexes / name
             for spec in specs:
                 opened = open_pipeline(spec, task.corpus, folder, models=shared, scores=scores)
-                is_read = spec.rerank is not None and spec.rerank.model in scores
+                reranker, is_read = opened.pipeline.reranker, False
+                if spec.rerank is not None and reranker is not None:
+                    is_read = spec.rerank.model in scores
+                    key = spec.rerank.model, spec.models[spec.rerank.model]
+                    reranker = remembered.setdefault(key, RememberedScores(reranker))
                 outcomes[name][spec.name] = evaluate_pipeline(
                     opened.pipeline,
                     task,
+                    reranker=reranker,
                     timed_queries=timed_queries,
                     costs=declared if is_read else None,
                     bytes_per_document=opened.bytes_per_document(len(task.corpus)),

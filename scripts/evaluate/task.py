@@ -74,9 +74,16 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
             parser.error("expected --model, or --pipeline for --task retrieval")
         if args.pipeline and (args.task != "retrieval" or args.rerank or args.baseline):
             parser.error("--pipeline: for --task retrieval, without --rerank and --baseline")
-        for option in ("models", "scores", "indexes", "costs", "table", "plot"):
+        for option in ("models", "scores", "indexes", "costs", "sample", "table", "plot"):
             if getattr(args, option) and not args.pipeline:
                 parser.error(f"--{option}: for --pipeline")
+        for option in ("k", "ignore_identical_ids", "training", *embedders.OPTIONS):
+            if args.pipeline and getattr(args, option) != parser.get_default(option):
+                parser.error(f"--{option.replace('_', '-')}: not for --pipeline")
+        if args.sample < 0 or args.sample == 1:
+            parser.error(f"--sample: expected 2 or more, or 0 for all, found {args.sample}")
+        if args.timed_queries < 0:
+            parser.error(f"--timed-queries: expected 0 or more, found {args.timed_queries}")
         check_picture(parser, "--plot", args.plot)
         for option in ("k", "baseline", "ignore_identical_ids", "rerank"):
             if args.task != "retrieval" and getattr(args, option) != parser.get_default(option):
@@ -108,6 +115,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             models=pipelines.roles(args.models, "models"),
             score_files=pipelines.roles(args.scores, "scores"),
             costs=args.costs,
+            sample=args.sample,
+            seed=args.seed,
             indexes=args.indexes,
             timed_queries=args.timed_queries,
             table=args.table,

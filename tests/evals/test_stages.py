@@ -5,6 +5,7 @@ import pytest
 from embed_jax.evals.budget import Costs
 from embed_jax.evals.retrieval import make_retrieval_task
 from embed_jax.evals.stages import evaluate_pipeline, pipelines_table, plot_pipelines
+from embed_jax.retrieval.score_store import RememberedScores
 from embed_jax.retrieval.search import Pipeline, Retriever
 
 CORPUS = {f"d{number:02d}": f"text {number}" for number in range(30)}
@@ -26,8 +27,12 @@ def task():
     return make_retrieval_task((CORPUS, QUERIES, QRELS), name="tiny")
 
 
+calls = []
+
+
 def right(queries, passages):
     """A perfect reranker."""
+    calls.append(queries)
     relevant = {(QUERIES[query], CORPUS[name]) for query in QRELS for name in QRELS[query]}
     return [float(pair in relevant) for pair in zip(queries, passages, strict=True)]
 
@@ -41,10 +46,14 @@ def test_what_retrieval_missed_and_what_the_order_lost_add_up(task):
     assert missed > 0 and order > 0 and outcome.gain is None
     assert abs(1 - missed - order - outcome.outcome.metrics["ndcg@10"]) < 1e-9
     assert outcome.shares["recall dense"][0] == 0.75
+    calls.clear()
     texts = lambda ids: [CORPUS[name] for name in ids]  # noqa: E731
     perfect = Pipeline({"dense": search}, texts=texts, reranker=right, shortlist=20)
+    remembered = RememberedScores(right)
     better = evaluate_pipeline(perfect, task, timed_queries=2, costs=Costs(rerank=15),
-                               bytes_per_document=100)  # fmt: skip
+                               bytes_per_document=100, reranker=remembered)  # fmt: skip
+    assert len(remembered) == 5
+    assert len(calls) == 1 + 2 * 2  # all pairs, then each timed query twice
     assert better.shares["missed"][0] == missed and abs(better.shares["order"][0]) < 1e-9
     assert abs(better.gain.difference - order) < 1e-9
     assert better.milliseconds[0] > 15 * 20
