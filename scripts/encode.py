@@ -6,6 +6,11 @@ checked before the first text is encoded. Memory does not grow with the number o
 int8, uint8, int4 and pq<bytes> learn their ranges or centres from the embeddings of the first
 16,384 texts, or from --calibration; what they learnt is written beside the codes, as
 OUTPUT.calibration.json and .npz.
+
+With --shard I/N this process encodes the I-th of N shares of the texts into a Parquet file with ids
+in the folder --output. --merge DIR checks that every shard is whole and every id there once, and
+writes the array that one process would have written, bit by bit on machines of one kind, with the
+ids as OUTPUT.ids.json. A shard that is there is not encoded again.
 """
 
 from __future__ import annotations
@@ -36,11 +41,20 @@ EXAMPLES = """examples:
   python -m scripts.encode --model runs/quickstart/model --input more.jsonl.gz \\
       --output more.npy --dim 256 \\
       --precision int8 --calibration corpus.calibration.json
+  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz \\
+      --field title,text --shard 2/8 --output shards
+  python -m scripts.encode --merge shards --output corpus.npy
 """
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
+    if args.shard:
+        encode_shard(args)
+        return
+    if args.merge:
+        merge(args.merge, args.output)
+        return
     with whole_file(args.output) as beside:
         count = check_input(args)
         encode_file(args, count, beside)
@@ -48,14 +62,25 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.encode", __doc__, EXAMPLES)
-    parser.add_argument("--model", required=True, help="directory or hub name")
+    parser.add_argument("--model", help="directory or hub name")
     parser.add_argument(
-        "--input",
+        "--input", type=Path, help=".txt, .jsonl, .tsv or .csv file, or any of them .gz"
+    )
+    parser.add_argument(
+        "--output",
         required=True,
         type=Path,
-        help=".txt, .jsonl, .tsv or .csv file, or any of them .gz",
+        help="the .npy file to write; with --shard the folder of all shards",
     )
-    parser.add_argument("--output", required=True, type=Path, help="the .npy file to write")
+    shards = parser.add_mutually_exclusive_group()
+    shards.add_argument(
+        "--shard",
+        default="",
+        metavar="I/N",
+        help="encode share I of N, I from 0 on; auto: the process index and count that "
+        "jax.distributed would have, in a SLURM job or under Open MPI",
+    )
+    shards.add_argument("--merge", type=Path, metavar="DIR", help="folder of shards to merge")
     parser.add_argument(
         "--field",
         default="text",
@@ -93,7 +118,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "which the first 16,384 are read; or a calibration that was written before (.json or .npz)",
     )
     args = parser.parse_args(argv)
-    if args.output.suffix != ".npy":
+    if args.merge and (args.model or args.input):
+        parser.error("--merge: expected no --model and no --input, the shards are encoded")
+    if not args.merge and not (args.model and args.input):
+        parser.error("expected --model and --input")
+    if args.shard and args.shard != "auto":
+        from embed_jax.retrieval.shards import parse_shard
+
+        parse_shard(args.shard)
+    if args.output.suffix != ".npy" and not args.shard:
         parser.error(f"--output: expected a name that ends in .npy, found {str(args.output)!r}")
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
@@ -109,6 +142,9 @@ def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
     from embed_jax.retrieval.calibration import calibration_of, pq_parts
 
     needed = calibration_of(args.precision)
+    if args.shard and needed and not args.calibration:
+        parser.error(f"--precision {args.precision} with --shard: expected --calibration, as a "
+                     "shard does not have the texts to learn from")  # fmt: skip
     if args.calibration and not needed:
         parser.error(f"--calibration: {args.precision} needs none")
     if args.calibration and args.calibration.suffix not in (".npy", ".json", ".npz"):
@@ -119,12 +155,12 @@ def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
         require("faiss")
 
 
-def texts(args: argparse.Namespace) -> Iterator[str]:
-    """Yields the texts of the input as they are needed."""
+def records(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yields ids and texts of the input as they are needed; without `_id` a text's position."""
     from embed_jax.data.sources.files import iter_lines
 
     fields = args.field.split(",")
-    for line, record in iter_lines(args.input):
+    for position, (line, record) in enumerate(iter_lines(args.input)):
         missing = [field for field in fields if not isinstance(record.get(field), str)]
         if missing:
             raise InputError(
@@ -132,11 +168,17 @@ def texts(args: argparse.Namespace) -> Iterator[str]:
                 f"{', '.join(record) or 'none'}; "
                 "name the one to encode with --field"
             )
-        yield (
+        text = (
             " ".join(record[field] for field in fields).strip()
             if len(fields) > 1
             else record[fields[0]]
         )
+        yield str(record.get("_id", position)), text
+
+
+def texts(args: argparse.Namespace) -> Iterator[str]:
+    """Yields the texts of the input as they are needed."""
+    return (text for _, text in records(args))
 
 
 def check_input(args: argparse.Namespace) -> int:
@@ -148,19 +190,84 @@ def check_input(args: argparse.Namespace) -> int:
     count = solid = 0
     for text in texts(args):
         count, solid = count + 1, solid + bool(text.strip())
-    if not solid:
-        raise InputError(
-            f"{args.input}: {f'all {count} texts are empty' if count else 'empty, no texts in it'}"
-        )
+    check_some_text(args.input, count, solid)
     return count
 
 
-def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
-    """Encodes the input into the file `beside`."""
-    import numpy as np
+def check_some_text(path: Path, count: int, solid: int) -> None:
+    """Raises an InputError if no text of a file has more than white space."""
+    if not solid:
+        raise InputError(
+            f"{path}: {f'all {count} texts are empty' if count else 'empty, no texts in it'}"
+        )
 
-    from embed_jax.retrieval.calibration import check_precision, save_calibration
+
+def encode_shard(args: argparse.Namespace) -> None:
+    """Encodes this process' share of the input, unless it is there already."""
+    from embed_jax.data import window
+    from embed_jax.parallel.distributed import process_position
     from embed_jax.retrieval.quantize import quantize_embeddings
+    from embed_jax.retrieval.shards import (
+        Shard,
+        has_shard,
+        parse_shard,
+        survey_texts,
+        write_shard,
+    )
+
+    require("pyarrow")
+    index, count = process_position() if args.shard == "auto" else parse_shard(args.shard)
+    survey = survey_texts(lambda: records(args), str(args.input))
+    check_some_text(args.input, survey.texts, survey.solid)
+    shard = Shard(index, count, survey, window.WINDOW, shard_settings(args))
+    file = args.output / f"{shard.name}.parquet"
+    if has_shard(args.output, shard):
+        print(f"{file}: is there already, {len(shard.rows)} texts")
+        return
+    model, dim = open_model(args)
+    calibration = read_calibration(args, dim)
+    began, rows = time.monotonic(), shard.rows
+    blocks = embed_texts(args, model, itertools.islice(texts(args), rows.start, rows.stop))
+    codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
+    names = (name for name, _ in itertools.islice(records(args), rows.start, rows.stop))
+    write_shard(args.output, shard, names, codes)
+    seconds = time.monotonic() - began
+    print(f"{file}: texts {rows.start} to {rows.stop} of {survey.texts}, {seconds:.1f} s")
+
+
+def shard_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the embeddings of a shard depend on."""
+    import hashlib
+
+    from embed_jax.encoders.hub import digest_files, resolve
+
+    calibration = hashlib.blake2b(digest_size=16)
+    if args.calibration:
+        suffixes = (".npy",) if args.calibration.suffix == ".npy" else (".json", ".npz")
+        for file in map(args.calibration.with_suffix, suffixes):
+            if not file.is_file():
+                raise InputError(f"{file}: no such file")
+            calibration.update(file.read_bytes())
+    return {
+        "model": digest_files(resolve(args.model)),
+        **{name: getattr(args, name) for name in ("field", "prompt_name", "instruction")},
+        **{name: getattr(args, name) for name in ("batch_tokens", "dim", "precision")},
+        "calibration": calibration.hexdigest() if args.calibration else None,
+    }
+
+
+def merge(folder: Path, output: Path) -> None:
+    """Merges shards into an .npy file, with the ids beside it."""
+    from embed_jax.retrieval.shards import merge_shards
+
+    with whole_file(output) as beside, whole_file(output.with_suffix(".ids.json")) as ids_beside:
+        count, dim, shards = merge_shards(folder, beside, ids_beside)
+    print(f"{output}: {count} texts of {dim} numbers, from {shards} shards, every id once")
+
+
+def open_model(args: argparse.Namespace) -> tuple[Any, int]:
+    """Loads the model; returns it with the dimension of the embeddings."""
+    from embed_jax.retrieval.calibration import check_precision
 
     model = load_model(args.model)
     dim = args.dim or model.dim
@@ -169,9 +276,20 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
             f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}"
         )
     check_precision(args.precision, dim)
+    return model, dim
+
+
+def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
+    """Encodes the input into the file `beside`."""
+    import numpy as np
+
+    from embed_jax.retrieval.calibration import save_calibration
+    from embed_jax.retrieval.quantize import quantize_embeddings
+
+    model, dim = open_model(args)
     calibration = read_calibration(args, dim)
     began = time.monotonic()
-    blocks: Iterable[Any] = embed_input(args, model)
+    blocks: Iterable[Any] = embed_texts(args, model, texts(args))
     if calibration is None:
         calibration, blocks = calibrate_blocks(args.precision, blocks)
     codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
@@ -195,12 +313,12 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     print(f"{args.output}: {count} texts, {size}, {seconds:.1f} s, {count / seconds:.0f} texts/s")
 
 
-def embed_input(args: argparse.Namespace, model: Any) -> Iterator[Any]:
-    """Yields the embeddings of the input, block by block."""
+def embed_texts(args: argparse.Namespace, model: Any, some: Iterable[str]) -> Iterator[Any]:
+    """Yields the embeddings of texts, block by block."""
     import numpy as np
 
     for block in model.encode_blocks(
-        texts(args),
+        some,
         prompt_name=args.prompt_name,
         instruction=args.instruction,
         dim=args.dim or 0,

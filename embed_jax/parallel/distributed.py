@@ -21,6 +21,11 @@ GRACE = 30  # seconds
 OWN_WORDS = 3.0  # seconds that a host has to say what ends it, when another one has ended
 GOODBYE = 10.0  # seconds more that the coordinator waits for the others to end
 ALIVE, ENDED = "embed_jax/alive", "embed_jax/ended"  # keys of the hosts' store
+# Of the index and the number of processes.
+PROCESS_VARIABLES = (
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
 RESUMES = "the same command resumes from the last checkpoint"
 
 
@@ -84,6 +89,22 @@ def _join(hosts: Hosts) -> None:
         raise InputError(
             f"config.hosts.coordinator={hosts.coordinator!r}: cannot join: {one_line(error)}"
         ) from error
+
+
+def process_position() -> tuple[int, int]:
+    """Returns the index of this process, and how many there are, without joining the others.
+
+    They are the process index and count that `jax.distributed` takes from the variables of a SLURM
+    job or of Open MPI. Processes that did join would all end when one of them is lost.
+
+    Raises:
+        InputError: neither of them started this process.
+    """
+    for index, count in PROCESS_VARIABLES:
+        if index in os.environ and count in os.environ:
+            return int(os.environ[index]), int(os.environ[count])
+    names = " nor ".join(index for index, _ in PROCESS_VARIABLES)
+    raise InputError(f"auto: neither {names} is set, by SLURM or Open MPI; expected I/N")
 
 
 class _LastWords:

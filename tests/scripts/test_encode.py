@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 import subprocess
@@ -266,3 +267,60 @@ def test_as_a_command(tiny_model, tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     shown = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0 and "example" in shown.stdout
+
+
+@pytest.fixture
+def corpus(tmp_path, sentences):
+    path = tmp_path / "corpus.jsonl"
+    records = [{"_id": f"d{n}", "text": text} for n, text in enumerate(sentences)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_shards_are_merged_to_the_bytes_of_one_process(
+    run, refused, tiny_model, corpus, tmp_path, monkeypatch
+):
+    """Blocks of 64 texts instead of 8,192; one of three processes is lost before its end."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("embed_jax.data.window.WINDOW", 64)
+    monkeypatch.setattr("embed_jax.load", functools.cache(embed_jax.load), raising=False)
+    base = ("--model", tiny_model, "--input", corpus)
+    assert run(encode, *base, "--output", tmp_path / "one.npy")[0] == 0
+    folder = tmp_path / "shards"
+    for shard in ("2/3", "0/3"):
+        status, out, err = run(encode, *base, "--output", folder, "--shard", shard)
+        assert (status, err) == (0, "") and "of 200" in out
+    output = tmp_path / "merged.npy"
+    merge = ("--merge", folder, "--output", output)
+    with monkeypatch.context() as patch:  # the process ends in the middle of its work
+        patch.setattr("embed_jax.retrieval.shards._hash_file", lambda path: 1 / 0)
+        assert run(encode, *base, "--output", folder, "--shard", "1/3")[0] == 1
+    assert "1 of 3 shards missing: run again with --shard 1/3" in refused(encode, *merge)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    assert run(encode, *base, "--output", folder, "--shard", "auto")[0] == 0
+    status, out, err = run(encode, *base, "--output", folder, "--shard", "1/3")
+    assert status == 0 and "is there already" in out, err
+    status, out, err = run(encode, *merge)
+    assert status == 0 and "from 3 shards, every id once" in out, err
+    assert output.read_bytes() == (tmp_path / "one.npy").read_bytes()
+    ids = json.loads((tmp_path / "merged.ids.json").read_text())
+    assert ids == [f"d{number}" for number in range(200)]
+
+
+def test_bad_use_of_shards_is_refused(refused, tiny_model, corpus, tmp_path):
+    base = ("--model", tiny_model, "--input", corpus, "--output", tmp_path / "s")
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(corpus.read_text() + '{"_id": "d7", "text": "again"}\n')
+    for message, options in {
+        "expected I/N with I from 0 to N - 1": ("--shard", "3/3"),
+        "auto: neither SLURM_PROCID nor": ("--shard", "auto"),
+        "not allowed with argument --shard": ("--shard", "0/3", "--merge", tmp_path),
+        "--precision int8 with --shard: expected --calib": ("--shard=0/3", "--precision", "int8"),
+        "twice.jsonl: the id 'd7' stands 2 times": ("--shard", "0/3", "--input", twice),
+        "--merge: expected no --model": ("--merge", tmp_path),
+    }.items():
+        assert message in refused(encode, *base, *options), options
+    output = ("--output", tmp_path / "out.npy")
+    assert "no shards; scripts.encode" in refused(encode, "--merge", tmp_path, *output)
+    assert "expected --model and --input" in refused(encode, *output, "--input", corpus)
