@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from embed_jax.data.pack import UNPOOLED
 from embed_jax.data.tokenize import Tokenizer
-from embed_jax.data.window import pack_window, text_windows
+from embed_jax.data.window import text_windows
 from embed_jax.embedding_model import Setting
 from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.build import build_encoder
@@ -34,7 +33,6 @@ from embed_jax.parallel.inference import (
     PicklesByParts,
     default_batch_tokens,
     progress_bar,
-    run_batches,
 )
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer
@@ -43,9 +41,9 @@ from embed_jax.registry import unknown
 from embed_jax.scores import truncate
 from embed_jax.token_pooling import pool_tokens
 from embed_jax.token_sides import saved_tokenizer, side_tokenizer
-from embed_jax.types import Params, TokenBatch
+from embed_jax.token_vectors import TokenVectors, encode_tokens
+from embed_jax.types import Params
 
-TokenVectors = list[Float[np.ndarray, "_ d"]]
 # What is compared: texts of one number of tokens may stand in one array.
 EncodedTexts = TokenVectors | Float[np.ndarray, "_ _ d"]
 
@@ -197,21 +195,32 @@ class LateInteractionEncoder(PicklesByParts):
         prefix = resolve_prompt(self.prompts, "", prompt_name=prompt_name, prompt=prompt)
         text_list = [texts] if isinstance(texts, str) else list(texts)
         params = gather_params(self.params if params is None else params, self._mesh)
+        tokenizer = self.tokenizers[task]
+        batch_tokens = batch_tokens or max(default_batch_tokens(), tokenizer.max_length)
         vectors: TokenVectors = []
         truncated = 0
         with progress_bar(show_progress, len(text_list)) as advance:
             for window in text_windows(text_list):
-                cut, encoded = self._encode_window(window, task, prefix, params, batch_tokens)
-                truncated += cut
-                for tokens in encoded:
+                tokenized = tokenizer.encode(window, prefix)
+                truncated += tokenized.truncated
+                for tokens in encode_tokens(
+                    self._encode,
+                    params,
+                    tokenized,
+                    self._mesh,
+                    dim=self.dim,
+                    batch_tokens=batch_tokens,
+                ):
                     tokens = truncate(tokens, dim) if dim not in (0, self.dim) else tokens
                     tokens = self._pool(tokens, pool_factor) if task == "document" else tokens
                     vectors.append(tokens)
                 advance(len(window))
         if truncated:
-            limit = self.tokenizers[task].max_length
             kind = "queries" if task == "query" else "documents"
-            warn(f"{truncated} of {len(text_list)} {kind} were cut at the limit of {limit} tokens")
+            warn(
+                f"{truncated} of {len(text_list)} {kind} were cut at the limit of "
+                f"{tokenizer.max_length} tokens"
+            )
         return vectors[0] if isinstance(texts, str) else vectors
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> Any:
@@ -221,28 +230,6 @@ class LateInteractionEncoder(PicklesByParts):
     def encode_document(self, texts: str | Iterable[str], **options: Any) -> Any:
         """Encodes documents; see `encode`."""
         return self.encode(texts, task="document", **options)
-
-    def _encode_window(
-        self, texts: Sequence[str], side: str, prefix: str, params: Params, batch_tokens: int
-    ) -> tuple[int, TokenVectors]:
-        """Returns how many texts were cut, and the vectors of each text's tokens that count."""
-        tokenizer = self.tokenizers[side]
-        tokenized = tokenizer.encode(texts, prefix)
-        marks = tokenized.marks or [np.zeros_like(ids) for ids in tokenized.ids]
-        counted = np.concatenate(marks) & UNPOOLED == 0
-        ends = np.cumsum([len(ids) for ids in tokenized.ids])
-        firsts = ends - [len(ids) for ids in tokenized.ids]
-        # Where each token's vector goes; vectors of tokens that do not count go nowhere.
-        places = np.where(counted, np.cumsum(counted) - 1, -1)
-        flat = np.empty((int(counted.sum()), self.dim), np.float32)
-        batch_tokens = batch_tokens or max(default_batch_tokens(), tokenizer.max_length)
-        batches = pack_window(tokenized.ids, 0, batch_tokens, marks=tokenized.marks)
-        for slots, vectors in run_batches(
-            self._encode, params, _by_slot(batches, places, firsts), self._mesh
-        ):
-            flat[slots[slots >= 0]] = vectors[slots >= 0]
-        splits = np.append(0, np.cumsum(counted))[ends]
-        return tokenized.truncated, np.split(flat, splits[:-1])
 
     def _pool(self, tokens: Float[np.ndarray, "_ d"], factor: float) -> Float[np.ndarray, "_ d"]:
         factor = factor or self.texts.pool_factor
@@ -374,26 +361,6 @@ class BoundLateInteraction:
     def document(self, texts: Iterable[str]) -> TokenVectors:
         """Returns the vectors of documents."""
         return self.model.encode(texts, task="document", params=self.params)
-
-
-def _by_slot(
-    batches: Iterable[tuple[Int[np.ndarray, " n"], TokenBatch]],
-    places: Int[np.ndarray, " t"],
-    firsts: Int[np.ndarray, " N"],
-) -> Iterator[tuple[Int[np.ndarray, " s"], TokenBatch]]:
-    """Yields for each slot of a batch where its vector goes, -1: nowhere; and the batch.
-
-    Args:
-        batches: the numbers of a batch's texts, and the batch.
-        places: of every token of all texts.
-        firsts: the index of each text's first token.
-    """
-    for numbers, batch in batches:
-        slots = np.full(batch.sentence.size, -1)
-        filled = (batch.sentence < batch.sentences).reshape(-1)
-        token = firsts[numbers[batch.sentence.reshape(-1)[filled]]]
-        slots[filled] = places[token + batch.position.reshape(-1)[filled]]
-        yield slots, batch
 
 
 def load_late_interaction_encoder(

@@ -24,7 +24,7 @@ STEPS = (
     ("maxsim", "token_pooling"),
     ("head_scores", "xtr"),
     ("encoders", "losses", "parallel", "data", "prompts"),
-    ("pretrained", "encode_options", "embedding_model", "token_sides"),
+    ("pretrained", "encode_options", "embedding_model", "token_sides", "token_vectors"),
     ("text_model",),
     ("sentence", "cross_encoder", "late_interaction", "catalogue"),
     ("sparse", "multi_head"),
