@@ -1,10 +1,10 @@
 """Makes a corpus searchable: an index on disk, built or brought up to date.
 
 A corpus is a directory in BEIR's layout, or a JSONL file with `_id`, `text` and perhaps `title` and
-fields for filters. An index that is there is compared with the corpus by hashes of the texts: only
-new and changed documents are encoded, and those that are gone are deleted. It is refused with
-another model, prompt, dimension or way to cut documents. Whatever ends the process leaves the old
-index or the whole new one.
+fields for filters. An index that is there is compared with the corpus by the fields and by hashes
+of the texts: only new and changed documents are encoded, and those that are gone are deleted. It is
+refused with another model, prompt, dimension or way to cut documents. Whatever ends the process
+leaves the old index or the whole new one.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
         # Another path to the same files is the same model.
         identity["name"] = open_index(args.output).identity.get("name")
         index = open_index(args.output, identity)
-        changes = index.changes(texts)
+        changes = index.changes(texts, metadata)
         if changes.deleted:
             index.delete(changes.deleted)
         if changes.updated:
@@ -197,9 +197,17 @@ def show_progress(total: int) -> Any:
 
 
 def describe(path: Path, size: Mapping[str, float]) -> str:
-    """Returns a line about an index."""
-    each = size["bytes per document"]
-    return f"{path}: {size['documents']:,} documents, {each:,.0f} bytes for each"
+    """Returns a line about an index.
+
+    >>> describe(Path("index"), {"documents": 10, "bytes per document": 300, "texts": 2000})
+    'index: 10 documents, 300 bytes for each, 200 of them for its text'
+    """
+    documents, each = size["documents"], size["bytes per document"]
+    texts = size["texts"] / max(documents, 1)
+    return (
+        f"{path}: {documents:,} documents, {each:,.0f} bytes for each, {texts:,.0f} of them for "
+        "its text"
+    )
 
 
 if __name__ == "__main__":

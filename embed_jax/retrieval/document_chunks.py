@@ -27,6 +27,7 @@ from embed_jax.snapshots import link_file
 
 BLOCK = 2**15  # vectors encoded at a time
 TEXTS, TEXT_ENDS = "texts", "text_ends"  # arrays of the stored texts
+TEXT_FILES = "*.text*.npy"  # their files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,13 @@ from jaxtyping import Shaped
 
 from embed_jax.atomic import plain_json
 from embed_jax.errors import InputError, first_difference
-from embed_jax.retrieval.document_chunks import Chunk, IndexEntry, hash_of, merge_small
+from embed_jax.retrieval.document_chunks import (
+    TEXT_FILES,
+    Chunk,
+    IndexEntry,
+    hash_of,
+    merge_small,
+)
 from embed_jax.retrieval.filters import Filter, check_metadata
 from embed_jax.retrieval.index_state import IndexDocument, IndexState, IndexVectors
 from embed_jax.snapshots import Snapshots
@@ -182,26 +188,40 @@ class DocumentIndex(abc.ABC):
     def file_sizes(self, patterns: Mapping[str, str]) -> dict[str, float]:
         """Returns the bytes of files by the name of a part, and those of each document.
 
+        The part "texts" is that of the stored texts, and counts as the others do.
+
         Args:
             patterns: of the names of a part's files in the snapshot.
         """
         folder = self._state.folder
         sizes = {
             name: float(sum(file.stat().st_size for file in folder.glob(pattern)))
-            for name, pattern in patterns.items()
+            for name, pattern in {**patterns, "texts": TEXT_FILES}.items()
         }
         per_document = sum(sizes.values()) / max(len(self), 1)
         return {"documents": len(self), **sizes, "bytes per document": per_document}
 
-    def changes(self, texts: Mapping[str, str]) -> Changes:
+    def changes(
+        self, texts: Mapping[str, str], fields: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Changes:
         """Compares the index with a corpus: which documents are to be added, updated and deleted.
 
         A document whose text was not given when it was added counts as changed.
+
+        Args:
+            texts: of all documents by id.
+            fields: of the documents that have some, by id; None: they are not compared.
         """
         stored = _hashes(self._state.chunks)
+
+        def differs(name: str) -> bool:
+            if fields is not None and plain_json(dict(fields.get(name, {}))) != self.fields(name):
+                return True
+            return stored[name] != hash_of(texts[name])
+
         return Changes(
             [name for name in texts if name not in stored],
-            [name for name in texts if name in stored and stored[name] != hash_of(texts[name])],
+            [name for name in texts if name in stored and differs(name)],
             [name for name in stored if name not in texts],
         )
 

@@ -217,9 +217,9 @@ class MultiVectorIndex(DocumentIndex):
         """Returns bytes by part and by document, beside one float32 vector for each document.
 
         Returns:
-            "documents", "tokens"; "codes", "residuals", "lists", "ids" and "centroids" in bytes;
-            "bytes per document" of all of them; "dense bytes per document" of a vector of the
-            tokens' size; "float16 bytes per document" of the tokens as they are.
+            "documents", "tokens"; "codes", "residuals", "lists", "ids", "centroids" and "texts" in
+            bytes; "bytes per document" of all of them; "dense bytes per document" of a vector of
+            the tokens' size; "float16 bytes per document" of the tokens as they are.
         """
         state, codec = self._state, self.codec
         tokens = state.description["tokens"]

@@ -155,7 +155,7 @@ class SparseIndex(DocumentIndex):
         """Returns bytes by part and by document.
 
         Returns:
-            "documents"; "words", "weights" and "ids" in bytes; "bytes per document" of all of them.
+            "documents"; "words", "weights", "ids", "texts" in bytes; "bytes per document" of all.
         """
         files = {name: f"*.{name}.npy" for name in (WORDS, WEIGHTS)} | {"ids": "doc*.json"}
         return self.file_sizes(files)

@@ -243,7 +243,7 @@ class VectorIndex(DocumentIndex):
         """Returns bytes by part and by document.
 
         Returns:
-            "documents"; "vectors", "faiss" and "ids" in bytes; "bytes per document" of all of them.
+            "documents"; "vectors", "faiss", "ids", "texts" in bytes; "bytes per document" of all.
         """
         files = {"vectors": f"*.{VECTORS}.npy", "faiss": FAISS_FILE, "ids": "doc*.json"}
         return self.file_sizes(files)

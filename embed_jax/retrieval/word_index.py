@@ -154,7 +154,7 @@ class WordIndex(DocumentIndex):
         """Returns bytes by part and by document.
 
         Returns:
-            "documents"; "matrix", "words" and "ids" in bytes; "bytes per document" of all of them.
+            "documents"; "matrix", "words", "ids", "texts" in bytes; "bytes per document" of all.
         """
         files = {"matrix": "*.index.*", "words": f"*.{WORDS}.npy", "ids": "doc*.json"}
         return self.file_sizes(files)

@@ -42,6 +42,10 @@ def test_words_are_indexed_searched_filtered_and_updated(run, corpus, tmp_path):
     corpus.write_text("\n".join(changed).replace("number 3", "kettle 3"))
     status, out, err = run(index, *arguments)
     assert "1 added, 1 updated, 1 deleted" in out, err
+    corpus.write_text(corpus.read_text().replace('"year": 2015', '"year": 1815'))
+    status, out, err = run(index, *arguments)
+    assert "0 added, 1 updated, 0 deleted" in out, err
+    assert open_index(path).fields("é5") == {"year": 1815}
     allowed = tmp_path / "allowed.txt"
     allowed.write_text("é3\né1\né0\n")
     queries = tmp_path / "queries.jsonl"
