@@ -22,7 +22,7 @@ if "EMBED_JAX_CACHE" not in os.environ:
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each
 # device, wait for each other for ever. One after the other they cannot. The older code generator of
 # fused operations compiles in half the time of the newer one, and one thread for a program is
-# enough where each core has a process of its own.
+# enough where each core has its own process.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
