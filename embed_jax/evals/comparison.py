@@ -24,7 +24,8 @@ from embed_jax.evals.search import (
     small_corpus,
 )
 from embed_jax.retrieval.bm25 import bm25_search
-from embed_jax.retrieval.topk import Encode, Run, dense_search
+from embed_jax.retrieval.fusion import Run
+from embed_jax.retrieval.topk import Encode, dense_search
 
 SHOWN = ("ndcg@10", "mrr@10", "recall@10")
 DEPTH = 10

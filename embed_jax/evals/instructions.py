@@ -35,7 +35,8 @@ from embed_jax.evals.task import (
     mean_outcome,
 )
 from embed_jax.registry import unknown
-from embed_jax.retrieval.topk import Run, dense_search
+from embed_jax.retrieval.fusion import Run
+from embed_jax.retrieval.topk import dense_search
 from embed_jax.scores import SIMILARITIES, similarity_matrix
 
 DEPTH = 1000  # mteb's

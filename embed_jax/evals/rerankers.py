@@ -17,7 +17,7 @@ from embed_jax.evals.significance import compare_items
 from embed_jax.evals.task import Outcome
 from embed_jax.evals.two_stages import METRICS, Shortlist
 from embed_jax.pair_scores import ACTIVATIONS, PairScorer, score_pairs
-from embed_jax.retrieval.topk import Run
+from embed_jax.retrieval.fusion import Run
 
 
 def compare_rerankers(

@@ -21,9 +21,10 @@ from embed_jax.evals.search import (
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
 from embed_jax.head_scores import check_similarity
 from embed_jax.maxsim import SIMILARITIES_OF_TOKENS
+from embed_jax.retrieval.fusion import Run
 from embed_jax.retrieval.maxsim import maxsim_search
 from embed_jax.retrieval.passages import passage_search
-from embed_jax.retrieval.topk import Run, dense_search
+from embed_jax.retrieval.topk import dense_search
 
 
 def open_task(

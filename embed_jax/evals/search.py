@@ -14,7 +14,8 @@ from embed_jax.data.pairs import normal_form
 from embed_jax.errors import InputError, warn
 from embed_jax.evals.metrics import RANKING_METRICS, mean_interval
 from embed_jax.evals.task import NamedEvaluator
-from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
+from embed_jax.retrieval.fusion import Run
+from embed_jax.retrieval.topk import Encode, dense_search, prompted
 
 SMALL_CORPUS = 10  # times the cut-off: a corpus with fewer documents is small
 TextsById = Mapping[str, str]  # by id

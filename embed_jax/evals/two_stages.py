@@ -17,8 +17,8 @@ from embed_jax.evals.significance import PairedDifference, compare_items, verdic
 from embed_jax.evals.suite import Entry, make_result
 from embed_jax.evals.task import NamedEvaluator, Outcome
 from embed_jax.pair_scores import PairScorer
+from embed_jax.retrieval.fusion import Run
 from embed_jax.retrieval.rerank import add_positives, rerank
-from embed_jax.retrieval.topk import Run
 
 METRICS = ("ndcg@10", "mrr@10", "map@100")  # while training
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.errors import require
-from embed_jax.retrieval.topk import Run
+from embed_jax.retrieval.fusion import Run
 from embed_jax.retrieval.words import bigrams, word_pattern
 
 K1, B = 1.5, 0.75  # bm25s' own defaults

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from embed_jax.errors import InputError
 
+Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first
 Ranking = dict[str, float]
 """{document id: score} of one query, best first."""
 

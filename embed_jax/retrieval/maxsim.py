@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.maxsim import maxsim_matrix
-from embed_jax.retrieval.topk import Run, search_by_matrices
+from embed_jax.retrieval.fusion import Run
+from embed_jax.retrieval.topk import search_by_matrices
 
 BLOCK = 4096  # documents whose vectors are held at a time
 

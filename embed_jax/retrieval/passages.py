@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from embed_jax.errors import InputError
-from embed_jax.retrieval.topk import Encode, Run, as_run, encoded, top_k
+from embed_jax.retrieval.fusion import Run
+from embed_jax.retrieval.topk import Encode, as_run, encoded, top_k
 from embed_jax.retrieval.words import character_pattern
 
 

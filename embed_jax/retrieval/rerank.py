@@ -8,7 +8,7 @@ import numpy as np
 
 from embed_jax.errors import InputError, warn
 from embed_jax.pair_scores import PairScorer, score_pairs
-from embed_jax.retrieval.topk import Run
+from embed_jax.retrieval.fusion import Run
 
 
 def rerank(

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 
 from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError
+from embed_jax.retrieval.sparse_index import QUERY_BLOCK
 from embed_jax.types import SparseRows
 
-QUERY_BLOCK = 128  # queries whose scores with a block of the corpus are held at a time
 EncodeSparse = Callable[[Sequence[str]], SparseRows]
 
 

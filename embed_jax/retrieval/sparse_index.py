@@ -24,8 +24,8 @@ from embed_jax.retrieval.document_index import (
     no_progress,
 )
 from embed_jax.retrieval.filters import Filter
-from embed_jax.retrieval.sparse import QUERY_BLOCK
 
+QUERY_BLOCK = 128  # queries whose scores are held at a time
 CHUNK_WEIGHTS = 2**22  # of a chunk, at most, unless a single document has more
 WORDS, WEIGHTS = "words", "weights"  # arrays of a chunk
 PAIR = np.dtype([(WORDS, np.int32), (WEIGHTS, np.float32)])

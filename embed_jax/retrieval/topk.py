@@ -20,7 +20,6 @@ from embed_jax.types import AnyArray, SparseRows
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
 QueryId = TypeVar("QueryId", bound=Hashable)
-Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first
 
 QUERY_BLOCK = 512  # with CORPUS_BLOCK: 16 MB of scores at a time
 CORPUS_BLOCK = 8192

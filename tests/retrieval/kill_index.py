@@ -1,6 +1,7 @@
 """Kills writers of indexes of each kind, and looks at what each leaves behind.
 
-    python kill_index.py FOLDER multi-vector=40 exact=15 hnsw=15
+    python kill_index.py FOLDER int8=30 binary=30 ivf-pq=30 bm25=30 sparse=30 multi-vector=30 \
+        exact=30 hnsw=30
 
 Imports no JAX and calls no FAISS in the process that forks, so that a kill costs milliseconds.
 """
@@ -11,17 +12,26 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.modules["jax"] = None  # bm25s would import it, for a search that is not used here
 
-from embed_jax.errors import InputError
-from embed_jax.retrieval.indexes import build_index, open_index
-from embed_jax.retrieval.residual_codec import ResidualCodec
+import bm25s  # noqa: E402, F401 (before the forks)
+import faiss  # noqa: E402
+import numpy as np  # noqa: E402
+import scipy.sparse  # noqa: E402
+
+from embed_jax.errors import InputError  # noqa: E402
+from embed_jax.retrieval.indexes import build_index, open_index  # noqa: E402
+from embed_jax.retrieval.residual_codec import ResidualCodec  # noqa: E402
+from embed_jax.retrieval.words import word_pattern  # noqa: E402
 
 DIM = 16
 MODEL = {"model": "m", "prompts": {"query": "[Q] "}}
+OPTIONS = {"ivf-pq": {"factory": "IVF2,PQ4x4"}}
 
 
 def make_codec():
@@ -41,13 +51,19 @@ def tokens_of(name, version):
 
 
 def embedding_of(kind, name, version):
-    """Returns the tokens of a document, or its one vector."""
+    """Returns a document's embedding in the form that an index of the kind takes."""
     tokens = tokens_of(name, version)
-    return tokens if kind == "multi-vector" else tokens[0]
+    if kind == "multi-vector":
+        return tokens
+    if kind == "bm25":
+        return " ".join(f"w{word}" for word in np.argmax(tokens, axis=1))
+    if kind == "sparse":
+        return scipy.sparse.csr_array(np.maximum(tokens[:1], 0))
+    return tokens[0]
 
 
 def build(kind, path, documents):
-    options = {"codec": make_codec()} if kind == "multi-vector" else {}
+    options = {"codec": make_codec()} if kind == "multi-vector" else OPTIONS.get(kind, {})
     build_index(path, documents, identity=MODEL, kind=kind, replace=True, **options)
 
 
@@ -87,30 +103,72 @@ def check(kind, path, state):
     index = open_index(path, MODEL)
     if sorted(index.ids) != sorted(map(str, state)):
         return False
+    right = {"multi-vector": has_tokens, "bm25": has_words, "sparse": has_weights}
     for chunk in index._state.chunks:
         made = [embedding_of(kind, int(name), state[int(name)]) for name in chunk.ids]
-        vectors = np.concatenate([np.atleast_2d(array) for array in made])
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        right = has_tokens if kind == "multi-vector" else has_vectors
-        if not right(index, chunk, made, vectors):
+        if not right.get(kind, has_vectors)(index, chunk, made):
             return False
-    return True
+    return kind != "bm25" or has_matrix(index)
 
 
-def has_tokens(index, chunk, made, vectors):
+def unit_vectors(made):
+    vectors = np.concatenate([np.atleast_2d(array) for array in made])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def has_tokens(index, chunk, made):
     if [len(array) for array in made] != chunk.lengths.tolist():
         return False
     arrays = chunk.arrays["codes"], chunk.arrays["residuals"]
-    encoded = make_codec().encode(vectors.astype(np.float16))
+    encoded = make_codec().encode(unit_vectors(made).astype(np.float16))
     return all((array == other).all() for array, other in zip(arrays, encoded, strict=True))
 
 
-def has_vectors(index, chunk, made, vectors):
+def has_words(index, chunk, made):
+    """Compares the words of each document, by the columns that they have in the matrix."""
+    own = [index._state.word_ids(text) for text in made]
+    stored = np.split(chunk.arrays["words"], np.cumsum(chunk.lengths)[:-1])
+    vocabulary = index._state.vocabulary
+    return all(
+        np.array_equal(vocabulary[ids], words) for ids, words in zip(own, stored, strict=True)
+    )
+
+
+def has_matrix(index):
+    """Compares bm25s' matrix with one that is made of the words that are stored."""
+    state = index._state
+    with tempfile.TemporaryDirectory() as folder:
+        index.finish(Path(folder), state.chunks, state)
+        files = [file for file in Path(folder).iterdir() if not file.name.startswith("params")]
+        assert len(files) > 2
+        return all(file.read_bytes() == (state.folder / file.name).read_bytes() for file in files)
+
+
+def has_weights(index, chunk, made):
+    rows = scipy.sparse.vstack(made, format="csr").astype(np.float32)
+    parts = (rows.indices, "words"), (rows.data, "weights"), (np.diff(rows.indptr), None)
+    return all(
+        np.array_equal(own, chunk.lengths if name is None else chunk.arrays[name])
+        for own, name in parts
+    )
+
+
+def has_vectors(index, chunk, made):
     """Looks at the vectors by id, and at those that FAISS has under their numbers."""
-    arrays = [chunk.arrays["vectors"]]
-    if index._state.faiss_index is not None:
-        arrays.append(index._state.faiss_index.reconstruct_batch(chunk.arrays["serials"]))
-    return all(np.allclose(array, vectors, atol=1e-6) for array in arrays)
+    vectors, serials = unit_vectors(made), chunk.arrays["serials"]
+    if not np.allclose(chunk.arrays["vectors"], vectors, atol=1e-6):
+        return False
+    known = index._state.faiss_index
+    if known is None:
+        return True
+    if isinstance(known, faiss.IndexBinary):
+        codes = faiss.vector_to_array(known.xb).reshape(-1, known.code_size)
+        return (codes[serials] == np.packbits(vectors > 0, axis=1)).all()
+    if isinstance(known, faiss.IndexIVF):
+        known.make_direct_map()
+    if not isinstance(known, faiss.IndexHNSW):  # codes
+        vectors = known.sa_decode(known.sa_encode(vectors))
+    return np.allclose(known.reconstruct_batch(serials), vectors, atol=1e-6)
 
 
 def in_child(function, *args):
@@ -150,6 +208,7 @@ def wait(log, operations, share):
 def drill(kind, path, kills):
     log, state_file = path.with_suffix(".log"), path.with_suffix(".found")
     rng, first = random.Random(0), 0
+    word_pattern()  # is remembered, and takes a tenth of a second
     killed = dict.fromkeys(("build", "add", "update", "delete"), 0)  # in the midst of them
     for _ in range(kills):
         log.write_text("")

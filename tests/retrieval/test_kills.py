@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
-from embed_jax.retrieval.indexes import open_index
+from embed_jax.retrieval.indexes import KINDS, open_index
 
 pytest.importorskip("faiss")
-FEW = {"multi-vector": 4, "exact": 2, "hnsw": 3}
-MANY = {"multi-vector": 40, "exact": 15, "hnsw": 15}
+pytest.importorskip("bm25s")
+FEW = dict.fromkeys(KINDS, 1) | {"multi-vector": 3, "hnsw": 2, "bm25": 2}
+MANY = dict.fromkeys(KINDS, 15) | {"multi-vector": 40}
 
 
 @pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
@@ -32,5 +34,6 @@ def test_kills_leave_the_old_state_or_the_new_one(tmp_path, kills):
         index = open_index(tmp_path / kind)
         assert len(list((tmp_path / kind).glob("snapshot-*"))) == 1
         query = np.ones((1, 16), np.float32)
-        (run,) = index.search([query] if kind == "multi-vector" else query, 5)
+        queries = {"multi-vector": [query], "bm25": ["w1 w2"], "sparse": csr_array(query)}
+        (run,) = index.search(queries.get(kind, query), 5)
         assert len(run) == 5
