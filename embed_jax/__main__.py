@@ -18,6 +18,7 @@ COMMANDS = {
     "encode": "embeddings of a file of texts",
     "index": "an index of a corpus on disk, for search",
     "search": "searches indexes, in stages and within a time",
+    "gate": "may a search be served: cases, forbidden documents, thresholds, a baseline",
     "mine": "hard negatives from a search",
     "annotate": "scores of a teacher for pairs, lists or runs",
     "rerank": "tables of rerankers over shortlists of first stages",

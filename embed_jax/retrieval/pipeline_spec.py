@@ -28,6 +28,7 @@ from embed_jax.registry import unknown
 from embed_jax.retrieval.fusion import FUSIONS
 from embed_jax.retrieval.indexes import KINDS
 from embed_jax.retrieval.search import Fusion
+from embed_jax.yaml_files import check_keys, make_from_keys, read_yaml
 
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
 WORDS_ONLY = ("bm25",)  # kinds of indexes without a model
@@ -121,14 +122,7 @@ def read_pipeline(path: str | Path) -> PipelineSpec:
     Raises:
         InputError: with file and key: it can't be read, or is not of this form.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     try:
         return parse_pipeline(content, Path(path).stem)
     except InputError as error:
@@ -148,28 +142,28 @@ def parse_pipeline(content: Any, name: str = "pipeline") -> PipelineSpec:
     >>> parse_pipeline({"retrievers": {"words": {"kind": "bm25"}}}).retrievers["words"].kind
     'bm25'
     """
-    fields = {field.name for field in dataclasses.fields(PipelineSpec)}
-    content = _mapping("pipeline", content, fields)
-    models = _mapping("models", content.get("models") or {})
+    fields = [field.name for field in dataclasses.fields(PipelineSpec)]
+    content = check_keys("pipeline", content, fields)
+    models = check_keys("models", content.get("models") or {})
     retrievers = {
         _checked_name(key): _retriever(f"retrievers.{key}", value, models)
-        for key, value in _mapping("retrievers", content.get("retrievers") or {}).items()
+        for key, value in check_keys("retrievers", content.get("retrievers") or {}).items()
     }
     if not retrievers:
         raise InputError("retrievers: expected one or more, found none")
-    fusion = {"method": "rrf"} | dict(_mapping("fusion", content.get("fusion") or {}))
+    fusion = {"method": "rrf"} | dict(check_keys("fusion", content.get("fusion") or {}))
     if fusion["method"] not in FUSIONS:
         raise InputError(f"fusion: {unknown('method', fusion['method'], tuple(FUSIONS))}")
     rerank = None
     if content.get("rerank") is not None:
-        rerank = _as(RerankSpec, "rerank", content["rerank"])
+        rerank = make_from_keys(RerankSpec, "rerank", content["rerank"])
         _check_role("rerank", rerank.model, models)
         _check_least("rerank.shortlist", rerank.shortlist, 1)
     return PipelineSpec(str(content.get("name") or name), models, retrievers, fusion, rerank)
 
 
 def _retriever(where: str, value: Any, models: Mapping[str, str]) -> RetrieverSpec:
-    spec = _as(RetrieverSpec, where, value)
+    spec = make_from_keys(RetrieverSpec, where, value)
     if spec.kind not in KINDS:
         raise InputError(f"{where}: {unknown('kind', spec.kind, KINDS)}")
     if spec.kind in WORDS_ONLY and spec.model:
@@ -177,28 +171,9 @@ def _retriever(where: str, value: Any, models: Mapping[str, str]) -> RetrieverSp
     if spec.kind not in WORDS_ONLY:
         _check_role(where, spec.model, models)
     if spec.chunks is not None:
-        chunks = _as(ChunkSpec, f"{where}.chunks", spec.chunks)
+        chunks = make_from_keys(ChunkSpec, f"{where}.chunks", spec.chunks)
         spec = dataclasses.replace(spec, chunks=chunks)
     return spec
-
-
-def _as(kind: Any, where: str, value: Any) -> Any:
-    """Makes one of the classes above of a mapping."""
-    content = _mapping(where, value, {field.name for field in dataclasses.fields(kind)})
-    for field in dataclasses.fields(kind):
-        if field.default is field.default_factory is dataclasses.MISSING:
-            if field.name not in content:
-                raise InputError(f"{where}: expected the key {field.name!r}")
-    return kind(**content)
-
-
-def _mapping(where: str, value: Any, keys: set[str] | None = None) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InputError(f"{where}: expected keys and values, found {value!r}")
-    for key in value:
-        if keys is not None and key not in keys:
-            raise InputError(f"{where}: {unknown('key', key, tuple(keys))}")
-    return value
 
 
 def _checked_name(name: str) -> str:

@@ -10,9 +10,20 @@ from embed_jax.errors import InputError
 
 
 def open_stages(
-    paths: Sequence[Path], names: Sequence[str], reranker: str, fusion: str
+    paths: Sequence[Path],
+    names: Sequence[str],
+    reranker: str,
+    fusion: str,
+    models: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Opens indexes, models and reranker; returns the pipeline and the indexes by name.
+
+    Args:
+        paths: of the indexes.
+        names: models of the indexes that have one, where they are not those of the index.
+        reranker: a model or a score file; "": no reranking.
+        fusion: one of FUSIONS.
+        models: to share with others, `pipelines.Models`.
 
     Raises:
         InputError: an index is of another model, or several have the same name.
@@ -23,7 +34,7 @@ def open_stages(
     from embed_jax.retrieval.pipeline_spec import ChunkSpec, RetrieverSpec
     from embed_jax.retrieval.search import Pipeline
 
-    models, own_names = pipelines.Models(), iter(names)
+    models, own_names = models or pipelines.Models(), iter(names)
     indexes, retrievers, first = {}, {}, None
     for path in paths:
         index = open_index(path)
