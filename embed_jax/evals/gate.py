@@ -25,9 +25,8 @@ from embed_jax.evals.metrics import bootstrap, mean_interval, percentile_interva
 from embed_jax.evals.search import RetrievalResult, score_run
 from embed_jax.evals.significance import PairedDifference, compare_items
 from embed_jax.evals.task import Items
-from embed_jax.retrieval.fusion import Ranking
+from embed_jax.retrieval.fusion import Ranking, Run
 from embed_jax.retrieval.search import Pipeline, search
-from embed_jax.retrieval.topk import Run
 
 FORMAT_OF_GATES = "embed-jax gate 1"
 PASSED, FAILED = "passed", "failed"
