@@ -1,19 +1,19 @@
-"""Tables of training runs: reads a table from its file; plans, performs and reads the runs.
+"""Runs of a table (`ablation_table.py`): plans them, performs them and reads their metrics.
 
-    table = read_ablation(Path("configs/simcse/tables/dropout.py"))
+    table = read_table(Path("configs/simcse/tables/dropout.py"))
     runs = plan_runs(table, rows=None, seeds=[0, 1], overrides={}, workdir=Path("runs/dropout"))
-    for run in runs:
-        print(perform_run(run), run.metrics)
+    for run, line in perform_runs(runs):
+        print(run.row, line, run.metrics)
 
 `python -m scripts.ablate` does this from the command line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-import runpy
 import signal
 import statistics
 import subprocess
@@ -23,92 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.errors import InputError, one_line
-from embed_jax.packaged import check_experiment, config_path, package
+from embed_jax.errors import InputError
+from embed_jax.packaged import check_experiment, package
 from embed_jax.registry import unknown
 from embed_jax.runtime import say
+from embed_jax.train.ablation_table import Table
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
 EVALUATED = "evaluated.json"  # what `scripts.evaluate run` says of its model
-
-# ---- the table -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of training runs; see `python -m scripts.ablate --help` for the fields."""
-
-    file: Path
-    experiment: str
-    config: str
-    rows: Mapping[str, Mapping[str, Any]]
-    metrics: Sequence[str] = ("best",)
-    paper: Mapping[str, Mapping[str, tuple[float, str]]] = dataclasses.field(default_factory=dict)
-    scale: float = 1
-    x: str = ""
-    lines: str = ""
-
-    def format_value(self, value: float) -> str:
-        return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
-
-
-def read_ablation(file: Path) -> Table:
-    """Reads a table's file.
-
-    Raises:
-        InputError: if it cannot be run, or its definitions are not as expected.
-    """
-    file = config_path(file)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    try:
-        defined = runpy.run_path(str(file))
-    except Exception as error:
-        raise InputError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
-    fields = [field.name for field in dataclasses.fields(Table) if field.name != "file"]
-    values = {name: defined[name.upper()] for name in fields if name.upper() in defined}
-    for name, kind in (("experiment", str), ("config", str), ("rows", dict)):
-        if not isinstance(values.get(name), kind) or not values[name]:
-            raise InputError(
-                f"{file}: {name.upper()}: expected a {kind.__name__}, found {values.get(name)!r}"
-            )
-    table = Table(file, **values)
-    if isinstance(table.metrics, str) or not all(isinstance(name, str) for name in table.metrics):
-        raise InputError(f"{file}: METRICS: expected a tuple of names, found {table.metrics!r}")
-    if (
-        isinstance(table.scale, bool)
-        or not isinstance(table.scale, int | float)
-        or not table.scale > 0
-    ):
-        raise InputError(f"{file}: SCALE: expected a positive number, found {table.scale!r}")
-    for row, overrides in table.rows.items():
-        if not isinstance(row, str) or not row.strip(". ") or set("/,\n") & set(row):
-            raise InputError(f"{file}: ROWS: expected names without '/' and ',', found {row!r}")
-        if not isinstance(overrides, dict):
-            raise InputError(
-                f"{file}: ROWS[{row!r}]: expected a dict of config fields, found {overrides!r}"
-            )
-        for field, value in overrides.items():
-            if not isinstance(value, bool | int | float | str):
-                raise InputError(
-                    f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: "
-                    f"{value!r}"
-                )
-    for row, published in table.paper.items():
-        if row not in table.rows:
-            raise InputError(f"{file}: PAPER: " + unknown("row", row, table.rows))
-        for metric, entry in published.items():
-            if not isinstance(entry, tuple) or list(map(type, entry)) not in (
-                [float, str],
-                [int, str],
-            ):
-                raise InputError(
-                    f"{file}: PAPER[{row!r}][{metric!r}]: expected (value, source), found {entry!r}"
-                )
-    return table
-
-
-# ---- the runs ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -144,6 +66,7 @@ def plan_runs(
     workdir: Path,
     evaluate: Sequence[str] = (),
     *,
+    full: bool = False,
     parent: str | None = None,
 ) -> list[AblationRun]:
     """Plans the runs of rows (None: all); all configs are read before the first run starts.
@@ -155,6 +78,7 @@ def plan_runs(
         overrides: config fields that the command line sets, for all rows.
         workdir: directory of the runs, as ROW/SEED.
         evaluate: options of `scripts.evaluate run` for each model; empty: not evaluated.
+        full: take the config of the paper's setting.
         parent: dotted name before `experiments` and `scripts`, "embed_jax." of an installed package
             or "" in the repository; None: the installed one if there is any.
 
@@ -167,6 +91,9 @@ def plan_runs(
     if parent is None:
         parent = package("experiments").removesuffix("experiments")
     module = f"{parent}experiments.{table.experiment}"
+    if full and not table.full:
+        raise InputError(f"{table.file}: it has no FULL, the config of the paper's setting")
+    start = table.full if full else table.config
     try:
         check_experiment(table.experiment)
     except InputError as error:
@@ -184,7 +111,7 @@ def plan_runs(
             directory = workdir / row / str(seed)
             fields = {**table.rows[row], **overrides, "train.seed": seed}
             arguments = [f"--config.{field}={value}" for field, value in fields.items()]
-            arguments = [f"--config={table.config}", *arguments, f"--workdir={directory}"]
+            arguments = [f"--config={start}", *arguments, f"--workdir={directory}"]
             try:
                 config, _ = load_config([f"experiments/{table.experiment}.py", *arguments])
             except InputError as error:
@@ -217,6 +144,45 @@ def plan_runs(
                 f"{table.file}: {name.upper()}: " + unknown("config field", field, settings)
             )
     return runs
+
+
+def perform_runs(runs: Sequence[AblationRun]) -> Iterator[tuple[AblationRun, str]]:
+    """Performs each run as `perform_run` does, and yields it with a line about it.
+
+    Several processes may perform one table in one directory, also on several hosts that share it:
+    each run has a lock, those that another process holds come last, and what it has finished is
+    only read.
+    """
+    left: list[AblationRun] = []
+    for run in runs:
+        with _lock(run, wait=False) as is_mine:
+            if is_mine:
+                yield run, perform_run(run)
+            else:
+                left.append(run)
+    for run in left:
+        with _lock(run, wait=True):
+            yield run, perform_run(run)
+
+
+@contextlib.contextmanager
+def _lock(run: AblationRun, *, wait: bool) -> Iterator[bool]:
+    """Yields whether this process has the run's lock, which ends with the process."""
+    import fcntl
+
+    file = run.workdir.with_name(f"{run.workdir.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def perform_run(run: AblationRun) -> str:

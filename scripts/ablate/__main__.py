@@ -3,12 +3,20 @@
 TABLE.py is a Python file; its docstring says what the table is and how to launch it. It defines
 
   EXPERIMENT = "simcse"                            module of experiments/
-  CONFIG = "configs/simcse/unsup_bert_base.py"     optionally with :CUT
+  CONFIG = "configs/simcse/unsup_bert_base.py:table"
   ROWS = {"p = 0.0": {"model.dropout": 0.0}, ...}  the config fields in which a row differs
   METRICS = ("best",)                              columns; `best` is the best config.eval.metric
-  PAPER = {"p = 0.0": {"best": (71.1, "Gao et al. 2021, Table 3")}, ...}
-                                                   optional: published numbers
   SCALE = 100                                      optional: factor for our numbers when shown
+  PAPER = {"p = 0.0": 71.1, ...}                   optional: published numbers of the first metric,
+  SOURCE, CHECKED = "Gao et al. 2021, Table 3", "text"
+                                                   where they are, and whether they were checked
+                                                   against its "text" or the authors' "repository"
+  CLAIMS = {"dropout is needed": ("p = 0.1", ">", "p = 0.0")}
+                                                   optional: what the paper's numbers say; each gets
+                                                   the verdict of our seeds
+  FULL = "configs/simcse/unsup_bert_base.py"       optional: the paper's setting, for --full
+  MINUTES, GPU_HOURS = 6, 20                       optional: what a seed of all rows costs, of
+                                                   CONFIG on two cores and of FULL on one GPU
   X, LINES = "data.limit", "model.dropout"         optional; for --plot: the axis, and a line for
                                                    each value; for --curves: a panel for each X.
                                                    X may be a metric with "/": what a row costs
@@ -16,78 +24,100 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
 The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json
 "test/ndcg@10" and so on, with "test/before/..." and "test/bm25/..."; the numbers of results.json
 and of sparse.json ("sparse/ndcg@10", "sparse/flops"); with --evaluate "evaluated/ndcg@10" and so
-on.
-Finished runs are not run again: the same command continues a table that was stopped.
+on. Finished runs are not run again: the same command continues a table that was stopped, and two
+processes that share a directory share the runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import math
+import itertools
+import os
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
-from embed_jax.train.ablation import (
-    AblationRun,
-    Table,
-    perform_run,
-    plan_runs,
-    read_ablation,
-    spread,
-)
+from embed_jax.train.ablation import AblationRun, perform_runs, plan_runs
+from embed_jax.train.ablation_table import all_tables, read_table
 
 from ..commands import PARENT, PICTURES, Parser, check_picture, print_table, whole_file, write_json
-from .plots import plot_against_metric, plot_against_step, plot_against_x
+from .plots import plot_against_metric, plot_against_step, plot_against_x, plot_rows
+from .report import Report
 
 EXAMPLES = """examples:
+  python -m scripts.ablate --list
   python -m scripts.ablate dropout.py --output dropout.json
+  python -m scripts.ablate dropout.py --results experiments/results/simcse_dropout
   python -m scripts.ablate dropout.py --rows "p = 0.0,p = 0.1" --seeds 0 \\
       --config.train.steps=20 --workdir runs/try
   python -m scripts.ablate data_size.py --plot data_size.png --curves overfitting.png
   python -m scripts.ablate configs/sparse/tables/flops.py --plot flops.png
   python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
+  python -m scripts.ablate dropout.py --grid optim.learning_rate=1e-5,3e-5
 """
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    table = read_ablation(args.table)
-    if args.plot or args.curves:
+    if args.list:
+        list_tables()
+        return
+    table = read_table(args.table)
+    if args.plot or args.curves or args.results:
         require("matplotlib")
     if args.plot and not table.x:
         raise InputError(
             f"{table.file}: --plot needs X, the config field or metric to draw the metrics against"
         )
-    runs = plan_runs(
-        table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate, parent=PARENT
-    )
-    with contextlib.ExitStack() as stack:
-        plot_x = plot_against_metric if "/" in table.x else plot_against_x
-        draw = {plot_x: args.plot, plot_against_step: args.curves}
-        pictures = {
-            function: stack.enter_context(whole_file(path))
+    os.environ.setdefault("WANDB_RUN_GROUP", table.name)
+    by_setting = {
+        setting: plan_runs(
+            table,
+            args.rows,
+            args.seeds,
+            args.overrides | fields,
+            args.workdir / setting,
+            args.evaluate,
+            full=args.full,
+            parent=PARENT,
+        )
+        for setting, fields in grid_settings(args.grid).items()
+    }
+    plot_x = plot_against_metric if "/" in table.x else plot_against_x
+    draw = {plot_x: args.plot, plot_against_step: args.curves}
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
+        draw[plot_rows] = args.results / "table.png"
+    with contextlib.ExitStack() as pictures, contextlib.ExitStack() as files:
+        drawn = {
+            function: pictures.enter_context(whole_file(path))
             for function, path in draw.items()
             if path
         }
-        with whole_file(args.output) if args.output else contextlib.nullcontext() as output:
-            for position, run in enumerate(runs, 1):
-                print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
-                print(perform_run(run), flush=True)
-            print()
-            show(table, runs)
-            if output:
-                write_json(output, results(args, table, runs))
-        failed = sum(bool(run.error) for run in runs)
-        failure = f"{failed} of {len(runs)} runs failed; the same command runs them again"
-        if failed == len(runs):
+        outputs = [args.output, args.results and args.results / "table.json"]
+        outputs = [files.enter_context(whole_file(path)) for path in outputs if path]
+        page = args.results and files.enter_context(whole_file(args.results / "README.md"))
+        performed = perform(list(itertools.chain(*by_setting.values())))
+        runs, chosen = choose(by_setting) if args.grid else (performed, {})
+        print()
+        report = Report(table, runs, args.overrides, chosen)
+        print_table(*report.cells())
+        print(*report.remarks(), sep="\n", end="\n" * bool(report.remarks()))
+        for output in outputs:
+            write_json(output, report.as_json())
+        if page:
+            page.write_text(report.as_markdown(command_line(), "table.png"), encoding="utf-8")
+        files.close()  # numbers are kept if a picture cannot be drawn
+        failed = sum(bool(run.error) for run in performed)
+        failure = f"{failed} of {len(performed)} runs failed; the same command runs them again"
+        if failed == len(performed):
             raise RunError(failure)
-        for function, picture in pictures.items():
+        for function, picture in drawn.items():
             function(table, runs, picture, draw[function].suffix[1:])
     if failed:
         raise RunError(failure)
@@ -98,9 +128,86 @@ def main() -> None:
             )
 
 
+def perform(runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Performs the runs with a line about each, and returns them."""
+    for position, (run, line) in enumerate(perform_runs(runs), 1):
+        print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: {line}", flush=True)
+    return list(runs)
+
+
+def grid_settings(grid: Sequence[tuple[str, list[str]]]) -> dict[str, dict[str, str]]:
+    """Returns the settings of a grid by name, which is their directory; one, "", without it."""
+    fields = [field for field, _ in grid]
+    return {
+        ",".join(map("=".join, zip(fields, values, strict=True))): dict(
+            zip(fields, values, strict=True)
+        )
+        for values in itertools.product(*(values for _, values in grid))
+    }
+
+
+def choose(
+    by_setting: dict[str, list[AblationRun]],
+) -> tuple[list[AblationRun], dict[str, str]]:
+    """Chooses each row's setting by its mean `best`, the validation metric, over the seeds.
+
+    Raises:
+        InputError: if a row has no such metric.
+    """
+    chosen, runs = {}, []
+    rows = dict.fromkeys(run.row for run in next(iter(by_setting.values())))
+    for row in rows:
+        means = {
+            setting: statistics.fmean(values)
+            for setting, own in by_setting.items()
+            if (values := [r.metrics["best"] for r in own if r.row == row and "best" in r.metrics])
+        }
+        if not means:
+            raise InputError(
+                f"--grid: row {row!r} has no validation metric: set config.eval.metric"
+            )
+        chosen[row] = max(means, key=means.__getitem__)
+        runs += [run for run in by_setting[chosen[row]] if run.row == row]
+    return runs, chosen
+
+
+def list_tables() -> None:
+    """Prints all tables of the project: paper, rows, costs, and whether there are results."""
+    rows = []
+    for file in all_tables():
+        table = read_table(file)
+        rows.append(
+            [
+                "/".join(file.parts[-4:]),
+                table.source or "-",
+                str(len(table.rows)),
+                f"{table.minutes:g}" if table.minutes else "-",
+                f"{table.gpu_hours:g}" if table.gpu_hours else "-",
+                "yes" if Path("experiments/results", table.name).is_dir() else "no",
+            ]
+        )
+    print_table(["table", "paper", "rows", "minutes, 2 cores", "GPU hours", "results"], rows)
+
+
+def command_line() -> str:
+    """Returns the command as it was given."""
+    return shlex.join(["python", "-m", "scripts.ablate", *sys.argv[1:]])
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.ablate", __doc__, EXAMPLES)
-    parser.add_argument("table", type=Path, metavar="TABLE.py")
+    parser.add_argument("table", type=Path, metavar="TABLE.py", nargs="?")
+    parser.add_argument("--list", action="store_true", help="print all tables, and stop")
+    parser.add_argument(
+        "--full", action="store_true", help="the paper's setting, FULL, instead of CONFIG"
+    )
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,VALUE",
+        help="run each row with each value; the best config.eval.metric chooses a row's",
+    )
     parser.add_argument("--rows", help="some of the rows, separated by commas (default: all)")
     parser.add_argument(
         "--seeds", default="0,1,2", help="values of config.train.seed (default: 0,1,2)"
@@ -117,6 +224,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="options of scripts.evaluate run, which then judges each model",
     )
     parser.add_argument("--output", type=Path, help="JSON file with every run's numbers")
+    parser.add_argument(
+        "--results", type=Path, help="directory of table.json, README.md and table.png"
+    )
     parser.add_argument(
         "--plot", type=Path, help=f"picture of the metrics against X ({', '.join(PICTURES)})"
     )
@@ -137,6 +247,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if field == "train.seed":
             parser.error("--config.train.seed: the seeds are those of --seeds")
         args.overrides[field] = value
+    if not args.table and not args.list:
+        parser.error("expected TABLE.py, or --list")
+    args.grid = [read_grid(parser, text) for text in args.grid]
     args.rows = args.rows and list(dict.fromkeys(row.strip() for row in args.rows.split(",")))
     seeds = args.seeds.split(",")
     if not all(seed.strip().isdecimal() for seed in seeds):
@@ -144,85 +257,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.seeds = list(dict.fromkeys(map(int, seeds)))
     for option, path in (("--plot", args.plot), ("--curves", args.curves)):
         check_picture(parser, option, path)
-    args.workdir = args.workdir or Path("runs", "ablate", args.table.stem)
+    args.workdir = args.workdir or Path("runs", "ablate", args.table.stem if args.table else "")
     return args
 
 
-def show(table: Table, runs: Sequence[AblationRun]) -> None:
-    """Prints the table, with the paper's numbers and their sources where there are any."""
-    rows: list[list[str]] = []
-    sources: dict[str, None] = {}
-    published = [
-        metric for metric in table.metrics if any(metric in entry for entry in table.paper.values())
-    ]
-    for row in dict.fromkeys(run.row for run in runs):
-        own = [run for run in runs if run.row == row]
-        cells = [row]
-        for metric in table.metrics:
-            values = [run.metrics[metric] for run in own if metric in run.metrics]
-            mean, sd = spread(values) if values else (math.nan, math.nan)
-            cells.append(
-                "-"
-                if not values
-                else table.format_value(mean) + f" ± {table.format_value(sd)}" * (len(values) > 1)
-            )
-            if metric in published:
-                value, source = table.paper.get(row, {}).get(metric, ("-", None))
-                cells.append(str(value))
-                sources |= {source: None} if source else {}
-        errors = "; ".join(f"seed {run.seed}: {run.error}" for run in own if run.error)
-        rows.append([*cells, f"{sum(not run.error for run in own)}/{len(own)}", errors])
-    header = [
-        "row",
-        *(
-            name
-            for metric in table.metrics
-            for name in (metric, *["paper"] * (metric in published))
-        ),
-    ]
-    failed = any(run.error for run in runs)
-    print_table(
-        [*header, "runs", "error"][: None if failed else -1],
-        [row[: None if failed else -1] for row in rows],
-    )
-    for source in sources:
-        print(f"paper: {source}")
-
-
-def results(args: argparse.Namespace, table: Table, runs: Sequence[AblationRun]) -> dict[str, Any]:
-    """Returns all numbers as measured, without SCALE."""
-    rows = {}
-    for row in dict.fromkeys(run.row for run in runs):
-        own = [run for run in runs if run.row == row]
-        summary = {}
-        for metric in dict.fromkeys(metric for run in own for metric in run.metrics):
-            values = [run.metrics[metric] for run in own if metric in run.metrics]
-            summary[metric] = dict(
-                zip(("mean", "sd", "n"), (*spread(values), len(values)), strict=True)
-            )
-        rows[row] = {
-            "config": dict(table.rows[row]),
-            "summary": summary,
-            "paper": {metric: list(entry) for metric, entry in table.paper.get(row, {}).items()},
-            "runs": [
-                {
-                    "seed": run.seed,
-                    "workdir": str(run.workdir),
-                    "error": run.error or None,
-                    "metrics": run.metrics,
-                }
-                for run in own
-            ],
-        }
-    return {
-        "table": str(table.file),
-        "experiment": table.experiment,
-        "config": table.config,
-        "overrides": args.overrides,
-        "metrics": list(table.metrics),
-        "scale": table.scale,
-        "rows": rows,
-    }
+def read_grid(parser: Parser, text: str) -> tuple[str, list[str]]:
+    """Reads "FIELD=VALUE,VALUE", or exits with a line."""
+    field, equals, values = text.partition("=")
+    if not (field and equals and all(values.split(","))):
+        parser.error(f"--grid: expected FIELD=VALUE,VALUE, found {text!r}")
+    return field.removeprefix("config."), values.split(",")
 
 
 if __name__ == "__main__":

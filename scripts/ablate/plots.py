@@ -12,7 +12,9 @@ import numpy as np
 
 from embed_jax.errors import InputError, require
 from embed_jax.registry import unknown
-from embed_jax.train.ablation import AblationRun, Table, spread
+from embed_jax.train.ablation import AblationRun, spread
+from embed_jax.train.ablation_table import Table
+from embed_jax.train.agreement import mean_interval
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
 
@@ -57,11 +59,12 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
             )
             for x, scores in zip(points, values, strict=True):
                 axes.plot([x] * len(scores), scores, ".", color=drawn.get_color(), alpha=0.4)
-            entries = {
-                x: table.paper.get(own_runs[0].row, {}).get(metric)
+            published = table.paper if metric == table.metrics[0] else {}
+            paper = {
+                x: published[own_runs[0].row]
                 for x, own_runs in points.items()
+                if own_runs[0].row in published
             }
-            paper = {x: entry[0] for x, entry in entries.items() if entry}
             style = {
                 "color": drawn.get_color(),
                 "mfc": "white",
@@ -77,6 +80,55 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
         axes.grid(alpha=0.3)
         legend_below(axes)
     figure.suptitle(_title(runs))
+    figure.savefig(output, dpi=120, format=form)
+    pyplot.close(figure)
+
+
+def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
+    """Draws the first metric of each row, beside the paper's number if there are any.
+
+    Dots are single seeds, bars 95 % intervals of the mean. The two panels have axes of their own:
+    ours are of a smaller model and less data.
+    """
+    require("matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    metric, rows = table.metrics[0], list(dict.fromkeys(run.row for run in runs))
+    figure, panels = pyplot.subplots(
+        1,
+        1 + bool(table.paper),
+        figsize=(4.6 * (1 + bool(table.paper)) + 1.5, 1.2 + 0.42 * len(rows)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    ours = panels[0][0]
+    for place, row in enumerate(rows):
+        own = [run for run in runs if run.row == row and metric in run.metrics]
+        values = [table.scale * run.metrics[metric] for run in own]
+        if not values:
+            continue
+        interval = mean_interval(values)
+        if len(values) > 1:
+            ours.plot([interval.low, interval.high], [place, place], "-", color="C0", alpha=0.5)
+        ours.plot(values, [place] * len(values), ".", color="C0", alpha=0.6)
+        ours.plot(interval.mean, place, "o", color="C0", markersize=8)
+    means = [line.get_xdata()[0] for line in ours.get_lines() if line.get_marker() == "o"]
+    if means and max(means) > min(means):  # an interval of two seeds may be wider than the panel
+        margin = 0.25 * (max(means) - min(means))
+        ours.set_xlim(min(means) - margin, max(means) + margin)
+    ours.set(title="ours", xlabel=metric, yticks=range(len(rows)), yticklabels=rows)
+    ours.invert_yaxis()
+    for axes in panels[0][1:]:
+        shown = [(table.paper[row], place) for place, row in enumerate(rows) if row in table.paper]
+        axes.plot(*zip(*shown, strict=True), "s", color="C1", markersize=8)
+        axes.set(title=table.source, xlabel="published")
+    for axes in panels[0]:
+        axes.grid(alpha=0.3)
+    figure.suptitle(table.title)
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
 

@@ -1,6 +1,7 @@
 """A table of runs: each run once, the runs' numbers, visible failures, resumable."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 
 from embed_jax.errors import exit_with_one_line
 from embed_jax.train import ablation as ablate_runs
+from embed_jax.train.ablation_table import all_tables, read_table
+from embed_jax.train.agreement import mean_interval
 from scripts.ablate import __main__ as ablate
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +35,8 @@ ROWS = {"small": {"data.limit": 100}, "large": {"data.limit": 10000, "model.drop
 '''
 MORE = """
 METRICS = ("best", "loss")
-PAPER = {"small": {"best": (82.5, "Gao et al. 2021, Table 3"), "transfer": (1, "unused")}}
+PAPER = {"small": 82.5}
+SOURCE, CHECKED = "Gao et al. 2021, Table 3", "text"
 SCALE = 100
 X = "data.limit"
 """
@@ -57,6 +61,7 @@ def table(run, tmp_path, monkeypatch):
 
     def stub(command, log):
         commands.append(command)
+        call.before(command, log)
         workdir = Path(command[-1].removeprefix("--workdir="))
         status, output = fails.get("/".join(workdir.parts[-2:]), (0, "model: there\n"))
         log.write_text("step 1\n" + output)
@@ -79,7 +84,7 @@ def table(run, tmp_path, monkeypatch):
             patch.setattr(ablate_runs, "run_command", stub)
             return run(ablate, tmp_path / "table.py", f"--workdir={tmp_path}/runs", *arguments)
 
-    call.commands, call.fails = commands, fails
+    call.commands, call.fails, call.before = commands, fails, lambda command, log: None
     return call
 
 
@@ -101,7 +106,7 @@ def test_means_and_deviations_beside_the_paper(table, tmp_path):
             "50.00 ± 0.00",
             "3/3",
         ],
-        ["paper: Gao et al. 2021, Table 3"],
+        ["paper: Gao et al. 2021, Table 3 (numbers checked against its text)"],
     ]
     result = json.loads((tmp_path / "table.json").read_text())
     for row, values in expected.items():
@@ -116,9 +121,11 @@ def test_means_and_deviations_beside_the_paper(table, tmp_path):
         assert summary == {
             "mean": pytest.approx(statistics.mean(values)),
             "sd": pytest.approx(sd / 100),
+            "low": pytest.approx(mean_interval(values).low),
+            "high": pytest.approx(mean_interval(values).high),
             "n": 3,
         }
-    assert result["rows"]["small"]["paper"]["best"] == [82.5, "Gao et al. 2021, Table 3"]
+    assert result["rows"]["small"]["paper"] == 82.5 and result["source"].startswith("Gao")
 
 
 def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp_path):
@@ -363,10 +370,35 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
         (TABLE + "SCALE = 0", [], "SCALE: expected a positive number, found 0"),
         (TABLE + "PAPER = {'medium': {}}", [], "PAPER: unknown row 'medium'; known: large, small"),
         (
-            TABLE + "PAPER = {'small': {'best': 82.5}}",
+            TABLE + "PAPER = {'small': '82.5'}",
             [],
-            "PAPER['small']['best']: expected (value, source), found 82.5",
+            "PAPER['small']: expected a number, found '82.5'",
         ),
+        (TABLE + "PAPER = {'small': 82.5}", [], "SOURCE: expected the paper and its table"),
+        (
+            TABLE + MORE.replace('"text"', '"memory"'),
+            [],
+            "CHECKED: expected one of text, repository",
+        ),
+        (
+            TABLE + MORE + "CLAIMS = {'a': ('small', '<', 'big')}",
+            [],
+            "CLAIMS['a']: unknown row 'big'",
+        ),
+        (
+            TABLE + MORE + "CLAIMS = {'a': ('small', '=', 'large')}",
+            [],
+            "CLAIMS['a']: expected (row, '<' or '>', row)",
+        ),
+        (
+            TABLE + "PAPER = {'small': 2, 'large': 1}\nSOURCE, CHECKED = 'A', 'text'\n"
+            "CLAIMS = {'a': ('small', '<', 'large')}",
+            [],
+            "CLAIMS['a']: the paper's numbers are 2 and 1",
+        ),
+        (TABLE, ["--full"], "it has no FULL"),
+        (TABLE, ["--grid=optim.learning_rate"], "--grid: expected FIELD=VALUE,VALUE"),
+        (TABLE, ["--grid=optim.lr=1"], "unknown config field 'optim.lr'"),
     ],
 )
 @pytest.mark.unchecked
@@ -380,6 +412,71 @@ def test_a_metric_that_no_run_has_is_said(table):
     status, out, err = table(text=TABLE + 'METRICS = ("best", "sts/spearmen")')
     assert (status, err.count("\n")) == (2, 1) and "0.0027 ± 0.0021" in out
     assert "METRICS: unknown metric 'sts/spearmen' (did you mean 'sts/spearman'?)" in err
+
+
+def test_the_paper_s_claims_are_judged_by_our_seeds(table, tmp_path):
+    claims = MORE.replace("82.5}", '82.5, "large": 90}') + (
+        'CLAIMS = {"more is better": ("small", "<", "large")}\n'
+        'ROWS["again"] = {"data.limit": 50}\nPAPER["again"] = 82.4\n'
+    )
+    status, out, err = table(f"--results={tmp_path}/results", text=TABLE + claims)
+    assert status == 0, err
+    assert "Kendall's tau of our rows with the paper's: 1.00 [1.00, 1.00], 3 seeds" in out
+    assert "more is better: holds (+9.90 [+9.90, +9.90], 3 seeds)" in out
+    page = (tmp_path / "results/README.md").read_text()
+    assert page.startswith("# A table for tests\n\n`python -m scripts.ablate ")
+    assert "| large | 10.17 ± 0.21 | 90 |" in page and "* more is better: holds" in page
+    assert (tmp_path / "results/table.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "results/table.json").read_bytes()
+    table(f"--results={tmp_path}/results", text=TABLE + claims)
+    assert (tmp_path / "results/table.json").read_bytes() == first and not table.commands
+
+    status, out, _ = table("--seeds=0", text=TABLE + claims)
+    assert "more is better: cannot tell (+9.90, one seed)" in out
+
+
+def test_validation_chooses_a_row_s_setting_of_a_grid(table, tmp_path):
+    status, out, err = table("--seeds=0", "--grid=data.limit=10,300", "--rows=small,large")
+    assert status == 0 and len(table.commands) == 4, err
+    lines = [line.split("  ") for line in out.splitlines() if line.startswith(("small ", "large "))]
+    assert all("data.limit=300" in map(str.strip, line) for line in lines) and len(lines) == 2
+    assert (tmp_path / "runs/data.limit=300/small/0/model").is_dir()
+
+
+def test_two_processes_share_the_runs_of_a_table(table, tmp_path):
+    """A run that another process has comes last; here it is finished when its lock is free."""
+    lock = tmp_path / "runs/small/0.lock"
+    lock.parent.mkdir(parents=True)
+    order = []
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def release(command, log):
+            order.append(command[-1].split("runs/")[1])
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        table.before = release
+        status, out, err = table("--seeds=0")
+    assert status == 0, err
+    assert order == ["large/0", "small/0"] and out.index("large, seed") < out.index("small, seed")
+
+
+def test_every_table_of_the_project_can_be_planned(tmp_path, monkeypatch):
+    """Configs of all rows, of the small and of the paper's setting, are read without a fault."""
+    monkeypatch.chdir(ROOT)
+    tables = [read_table(file) for file in all_tables()]
+    assert len({table.name for table in tables}) == len(tables) >= 5
+    for planned in tables:
+        for full in (False, True)[: 1 + bool(planned.full)]:
+            runs = ablate_runs.plan_runs(planned, None, [0], {}, tmp_path, full=full)
+            assert [run.row for run in runs] == list(planned.rows)
+
+
+def test_the_list_of_tables(run, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, out, _ = run(ablate, "--list")
+    assert status == 0 and len(out.splitlines()) == 1 + len(all_tables())
+    assert "configs/nli/tables/objectives.py" in out
 
 
 def test_no_such_table(refused, tmp_path):

@@ -1,0 +1,158 @@
+"""What a table of runs says: cells, verdicts on the paper's claims, JSON and Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from embed_jax.train.ablation import AblationRun, spread
+from embed_jax.train.ablation_table import Table
+from embed_jax.train.agreement import Interval, Verdict, judge, mean_interval, rank_correlation
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A table with its results.
+
+    Attributes:
+        table: the table.
+        runs: its runs.
+        overrides: config fields of the command line.
+        chosen: with --grid, the fields that validation chose for each row.
+    """
+
+    table: Table
+    runs: Sequence[AblationRun]
+    overrides: dict[str, str]
+    chosen: dict[str, str]
+
+    def values(self, metric: str) -> dict[str, dict[int, float]]:
+        """Returns {row: {seed: value}} of a metric, rows in order; those without it are empty."""
+        found: dict[str, dict[int, float]] = {run.row: {} for run in self.runs}
+        for run in self.runs:
+            if metric in run.metrics:
+                found[run.row][run.seed] = run.metrics[metric]
+        return found
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Returns the columns' names and the rows."""
+        table = self.table
+        failed = any(run.error for run in self.runs)
+        header = ["row", *["chosen"] * bool(self.chosen)]
+        for position, metric in enumerate(table.metrics):
+            header += [metric, *["paper"] * (position == 0 and bool(table.paper))]
+        rows = []
+        for row in dict.fromkeys(run.row for run in self.runs):
+            cells = [row, *([self.chosen[row]] if self.chosen else [])]
+            for position, metric in enumerate(table.metrics):
+                values = list(self.values(metric)[row].values())
+                cells.append(self._mean(values))
+                if position == 0 and table.paper:
+                    cells.append(str(table.paper.get(row, "-")))
+            own = [run for run in self.runs if run.row == row]
+            cells.append(f"{sum(not run.error for run in own)}/{len(own)}")
+            if failed:
+                cells.append("; ".join(f"seed {run.seed}: {run.error}" for run in own if run.error))
+            rows.append(cells)
+        return [*header, "runs", *["error"] * failed], rows
+
+    def _mean(self, values: Sequence[float]) -> str:
+        if not values:
+            return "-"
+        mean, sd = spread(values)
+        text = self.table.format_value(mean)
+        return text if math.isnan(sd) else f"{text} ± {self.table.format_value(sd)}"
+
+    def remarks(self) -> list[str]:
+        """Returns lines below the table: the source, tau, and a verdict for each claim."""
+        table = self.table
+        if not table.paper:
+            return []
+        lines = [f"paper: {table.source} (numbers checked against its {table.checked})"]
+        own = self.values(table.metrics[0])
+        if tau := rank_correlation(table, own):
+            lines.append(
+                f"Kendall's tau of our rows with the paper's: {tau.mean:.2f} "
+                f"[{tau.low:.2f}, {tau.high:.2f}], {_seeds(tau.n)}"
+            )
+        return lines + [self._verdict(verdict) for verdict in judge(table, own)]
+
+    def _verdict(self, verdict: Verdict) -> str:
+        if verdict.gain is None:
+            return f"{verdict.claim}: {verdict.verdict} (no seed has both rows)"
+        gain, scale = verdict.gain, self.table.scale
+        ends = f" [{scale * gain.low:+.2f}, {scale * gain.high:+.2f}]" if gain.n > 1 else ""
+        return (
+            f"{verdict.claim}: {verdict.verdict} ({scale * gain.mean:+.2f}{ends}, {_seeds(gain.n)})"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all numbers as measured, without SCALE."""
+        table, first = self.table, self.table.metrics[0]
+        rows = {}
+        for row in dict.fromkeys(run.row for run in self.runs):
+            own = [run for run in self.runs if run.row == row]
+            summary = {}
+            for metric in dict.fromkeys(metric for run in own for metric in run.metrics):
+                values = [run.metrics[metric] for run in own if metric in run.metrics]
+                interval = mean_interval(values)
+                summary[metric] = {
+                    "mean": interval.mean,
+                    "sd": spread(values)[1],
+                    "low": interval.low,
+                    "high": interval.high,
+                    "n": interval.n,
+                }
+            rows[row] = {
+                "config": dict(table.rows[row]),
+                "chosen": self.chosen.get(row),
+                "summary": summary,
+                "paper": table.paper.get(row),
+                "runs": [
+                    {
+                        "seed": run.seed,
+                        "workdir": str(run.workdir),
+                        "error": run.error or None,
+                        "metrics": run.metrics,
+                    }
+                    for run in own
+                ],
+            }
+        tau = rank_correlation(table, self.values(first))
+        return {
+            "table": table.name,
+            "title": table.title,
+            "experiment": table.experiment,
+            "config": table.config,
+            "overrides": self.overrides,
+            "metrics": list(table.metrics),
+            "scale": table.scale,
+            "source": table.source or None,
+            "checked": table.checked or None,
+            "tau": _interval(tau),
+            "verdicts": {
+                verdict.claim: {"verdict": verdict.verdict, "gain": _interval(verdict.gain)}
+                for verdict in judge(table, self.values(first))
+            },
+            "rows": rows,
+        }
+
+    def as_markdown(self, command: str, picture: str) -> str:
+        """Returns a page: title, command, table, remarks, picture."""
+        header, rows = self.cells()
+        lines = ["| " + " | ".join(cells) + " |" for cells in [header, *rows]]
+        lines.insert(1, "|" + "---|" * len(header))
+        spreads = "Mean ± standard deviation over seeds; intervals are 95 %, Student's, over seeds."
+        page = [f"# {self.table.title}", "", f"`{command}`", "", *lines, "", spreads, ""]
+        page += [f"* {remark}" for remark in self.remarks()]
+        return "\n".join([*page, "", f"![{self.table.title}]({picture})", ""])
+
+
+def _seeds(number: int) -> str:
+    return "one seed" if number == 1 else f"{number} seeds"
+
+
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else dataclasses.asdict(interval)
