@@ -335,9 +335,9 @@ def test_nothing_is_unpickled(tiny_model, tmp_path):
     for path in (ROOT / "embed_jax").rglob("*.py"):  # nor is there another way in
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                given = [ast.unparse(keyword) for keyword in node.keywords]
+                options = [ast.unparse(keyword) for keyword in node.keywords]
                 assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads", "torch.load")
-                assert not {"allow_pickle=True", "trust_remote_code=True"} & set(given), path
+                assert not {"allow_pickle=True", "trust_remote_code=True"} & set(options), path
 
 
 MISTAKES = {

@@ -1,6 +1,6 @@
 """Runs of a table (`ablation_table.py`): plans them, performs them and reads their metrics.
 
-    table = read_table(Path("configs/simcse/tables/dropout.py"))
+    table = read_ablation_table(Path("configs/simcse/tables/dropout.py"))
     runs = plan_runs(table, rows=None, seeds=[0, 1], overrides={}, workdir=Path("runs/dropout"))
     for run, line in perform_runs(runs):
         print(run.row, line, run.metrics)

@@ -1,6 +1,6 @@
 """Tables of training runs as data: what a table's file defines, read and checked.
 
-    table = read_table(Path("configs/simcse/tables/dropout.py"))
+    table = read_ablation_table(Path("configs/simcse/tables/dropout.py"))
     print(table.title, list(table.rows), table.paper)
 
 `python -m scripts.ablate --help` has the names that a file may define.
@@ -39,7 +39,7 @@ class Table:
         source: the paper and its table.
         checked: one of CHECKED; numbers from memory or from second hand are not shown.
         claims: what the paper's numbers say, as rows of which one is better.
-        full: config file of the paper's setting; empty: there is none.
+        full: config file of the paper's setting; empty: no such config.
         minutes: of two cores for a seed of all rows.
         gpu_hours: of one current GPU for a seed of all rows in the paper's setting.
         scale: factor for our numbers when shown.
@@ -79,7 +79,7 @@ def all_tables() -> list[Path]:
     return sorted(config_path(Path("configs")).glob("*/tables/*.py"))
 
 
-def read_table(file: Path) -> Table:
+def read_ablation_table(file: Path) -> Table:
     """Reads a table's file.
 
     Raises:
@@ -173,6 +173,6 @@ def _check_paper(table: Table) -> None:
         for row in (claim[0], claim[2]):
             if row not in table.rows:
                 raise InputError(f"{where}: " + unknown("row", row, table.rows))
-        one, other = (table.paper.get(row) for row in (claim[0], claim[2]))
-        if one is not None and other is not None and (one < other) != (claim[1] == "<"):
-            raise InputError(f"{where}: the paper's numbers are {one} and {other}")
+        left, right = (table.paper.get(row) for row in (claim[0], claim[2]))
+        if left is not None and right is not None and (left < right) != (claim[1] == "<"):
+            raise InputError(f"{where}: the paper's numbers are {left} and {right}")

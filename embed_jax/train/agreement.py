@@ -27,10 +27,10 @@ class Interval:
     n: int
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def student_interval(values: Sequence[float]) -> Interval:
     """Computes Student's 95 % interval of a mean (Student 1908).
 
-    >>> mean_interval([1.0, 2.0, 3.0]).high.__round__(3)
+    >>> student_interval([1.0, 2.0, 3.0]).high.__round__(3)
     4.484
     """
     from scipy.stats import t
@@ -44,7 +44,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What our runs say of a claim of the paper.
+    """Our runs' answer to a claim of the paper.
 
     Attributes:
         claim: the claim.
@@ -64,13 +64,13 @@ def judge(table: Table, values: Values) -> list[Verdict]:
     below.
     """
     verdicts = []
-    for claim, (one, sign, other) in table.claims.items():
-        better, worse = (one, other) if sign == ">" else (other, one)
+    for claim, (left, sign, right) in table.claims.items():
+        better, worse = (left, right) if sign == ">" else (right, left)
         shared = sorted(values.get(better, {}).keys() & values.get(worse, {}).keys())
         if not shared:
             verdicts.append(Verdict(claim, "cannot tell", None))
             continue
-        gain = mean_interval([values[better][seed] - values[worse][seed] for seed in shared])
+        gain = student_interval([values[better][seed] - values[worse][seed] for seed in shared])
         verdict = "holds" if gain.low > 0 else "does not hold" if gain.high < 0 else "cannot tell"
         verdicts.append(Verdict(claim, verdict, gain))
     return verdicts

@@ -43,7 +43,7 @@ from pathlib import Path
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
 from embed_jax.train.ablation import AblationRun, perform_runs, plan_runs
-from embed_jax.train.ablation_table import all_tables, read_table
+from embed_jax.train.ablation_table import all_tables, read_ablation_table
 
 from ..commands import PARENT, PICTURES, Parser, check_picture, print_table, whole_file, write_json
 from .plots import plot_against_metric, plot_against_step, plot_against_x, plot_rows
@@ -67,7 +67,7 @@ def main() -> None:
     if args.list:
         list_tables()
         return
-    table = read_table(args.table)
+    table = read_ablation_table(args.table)
     if args.plot or args.curves or args.results:
         require("matplotlib")
     if args.plot and not table.x:
@@ -175,7 +175,7 @@ def list_tables() -> None:
     """Prints all tables of the project: paper, rows, costs, and whether there are results."""
     rows = []
     for file in all_tables():
-        table = read_table(file)
+        table = read_ablation_table(file)
         rows.append(
             [
                 "/".join(file.parts[-4:]),

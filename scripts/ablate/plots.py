@@ -14,7 +14,7 @@ from embed_jax.errors import InputError, require
 from embed_jax.registry import unknown
 from embed_jax.train.ablation import AblationRun, spread
 from embed_jax.train.ablation_table import Table
-from embed_jax.train.agreement import mean_interval
+from embed_jax.train.agreement import student_interval
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
 
@@ -87,8 +87,8 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
 def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
     """Draws the first metric of each row, beside the paper's number if there are any.
 
-    Dots are single seeds, bars 95 % intervals of the mean. The two panels have axes of their own:
-    ours are of a smaller model and less data.
+    Dots are single seeds, bars 95 % intervals of the mean. The axes of the two panels differ: ours
+    are of a smaller model and less data.
     """
     require("matplotlib")
     import matplotlib
@@ -111,7 +111,7 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
         values = [table.scale * run.metrics[metric] for run in own]
         if not values:
             continue
-        interval = mean_interval(values)
+        interval = student_interval(values)
         if len(values) > 1:
             ours.plot([interval.low, interval.high], [place, place], "-", color="C0", alpha=0.5)
         ours.plot(values, [place] * len(values), ".", color="C0", alpha=0.6)

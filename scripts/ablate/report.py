@@ -1,4 +1,4 @@
-"""What a table of runs says: cells, verdicts on the paper's claims, JSON and Markdown."""
+"""The results of a table of runs: cells, verdicts on the paper's claims, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from embed_jax.train.ablation import AblationRun, spread
 from embed_jax.train.ablation_table import Table
-from embed_jax.train.agreement import Interval, Verdict, judge, mean_interval, rank_correlation
+from embed_jax.train.agreement import Interval, Verdict, judge, rank_correlation, student_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Report:
 
     def values(self, metric: str) -> dict[str, dict[int, float]]:
         """Returns {row: {seed: value}} of a metric, rows in order; those without it are empty."""
-        found: dict[str, dict[int, float]] = {run.row: {} for run in self.runs}
+        by_row: dict[str, dict[int, float]] = {run.row: {} for run in self.runs}
         for run in self.runs:
             if metric in run.metrics:
-                found[run.row][run.seed] = run.metrics[metric]
-        return found
+                by_row[run.row][run.seed] = run.metrics[metric]
+        return by_row
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Returns the columns' names and the rows."""
@@ -97,7 +97,7 @@ class Report:
             summary = {}
             for metric in dict.fromkeys(metric for run in own for metric in run.metrics):
                 values = [run.metrics[metric] for run in own if metric in run.metrics]
-                interval = mean_interval(values)
+                interval = student_interval(values)
                 summary[metric] = {
                     "mean": interval.mean,
                     "sd": spread(values)[1],

@@ -14,8 +14,8 @@ import pytest
 
 from embed_jax.errors import exit_with_one_line
 from embed_jax.train import ablation as ablate_runs
-from embed_jax.train.ablation_table import all_tables, read_table
-from embed_jax.train.agreement import mean_interval
+from embed_jax.train.ablation_table import all_tables, read_ablation_table
+from embed_jax.train.agreement import student_interval
 from scripts.ablate import __main__ as ablate
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +121,8 @@ def test_means_and_deviations_beside_the_paper(table, tmp_path):
         assert summary == {
             "mean": pytest.approx(statistics.mean(values)),
             "sd": pytest.approx(sd / 100),
-            "low": pytest.approx(mean_interval(values).low),
-            "high": pytest.approx(mean_interval(values).high),
+            "low": pytest.approx(student_interval(values).low),
+            "high": pytest.approx(student_interval(values).high),
             "n": 3,
         }
     assert result["rows"]["small"]["paper"] == 82.5 and result["source"].startswith("Gao")
@@ -464,7 +464,7 @@ def test_two_processes_share_the_runs_of_a_table(table, tmp_path):
 def test_every_table_of_the_project_can_be_planned(tmp_path, monkeypatch):
     """Configs of all rows, of the small and of the paper's setting, are read without a fault."""
     monkeypatch.chdir(ROOT)
-    tables = [read_table(file) for file in all_tables()]
+    tables = [read_ablation_table(file) for file in all_tables()]
     assert len({table.name for table in tables}) == len(tables) >= 5
     for planned in tables:
         for full in (False, True)[: 1 + bool(planned.full)]:

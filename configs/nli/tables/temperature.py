@@ -1,0 +1,29 @@
+"""Compares temperatures of supervised SimCSE, and the dot product.
+
+    python -m scripts.ablate configs/nli/tables/temperature.py --seeds 0,1 \
+        --config.data.train=nli/triplets.tsv.gz --config.eval.sts=stsb/dev.tsv
+
+The best Spearman x100 on STS-B dev of 60 batches of 64, from the small encoder that
+`configs/mlm/bert_small.py:base` makes in runs/base; the paper's is of BERT-base.
+
+Paper: Gao, Yao, Chen (EMNLP 2021), Table D.1.
+Expected: PAPER.
+Measured: not yet.
+"""
+
+EXPERIMENT = "nli"
+CONFIG = "configs/nli/sup_simcse_bert_base.py:base"
+FULL = "configs/nli/sup_simcse_bert_base.py"
+SCALE = 100
+SOURCE, CHECKED = "Gao et al. 2021, Table D.1", "text"
+MINUTES, GPU_HOURS = 4, 1
+ROWS: dict[str, dict[str, object]] = {
+    "dot product": {"loss.similarity": "dot", "loss.temperature": 1.0}
+}
+ROWS |= {f"{t:g}": {"loss.temperature": t} for t in (0.001, 0.01, 0.05, 0.1, 1.0)}
+PAPER = dict(zip(ROWS, (85.9, 84.9, 85.4, 86.2, 82.0, 64.0), strict=True))
+CLAIMS = {
+    "0.05 beats 1": ("0.05", ">", "1"),
+    "0.05 beats 0.001": ("0.05", ">", "0.001"),
+    "0.05 beats the dot product": ("0.05", ">", "dot product"),
+}

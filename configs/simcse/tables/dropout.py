@@ -1,0 +1,31 @@
+"""Compares rates of dropout in unsupervised SimCSE, and one mask for both copies.
+
+    python -m experiments.mlm --config=configs/mlm/bert_small.py:base \
+        --config.data.train=corpus.txt --config.model.tokenizer=DIR --workdir=runs/base
+    python -m scripts.ablate configs/simcse/tables/dropout.py --seeds 0,1,2 \
+        --config.data.train=wiki.txt --config.eval.sts=stsb/dev.tsv
+
+The best Spearman x100 on STS-B dev of 60 batches of 64 sentences, from a small encoder pre-trained
+here; the paper's is of BERT-base and 10^6 sentences.
+
+Paper: Gao, Yao, Chen (EMNLP 2021), Table 3.
+Expected: PAPER.
+Measured: not yet.
+"""
+
+EXPERIMENT = "simcse"
+CONFIG = "configs/simcse/unsup_bert_base.py:table"
+FULL = "configs/simcse/unsup_bert_base.py"
+SCALE = 100
+SOURCE, CHECKED = "Gao et al. 2021, Table 3", "text"
+MINUTES, GPU_HOURS = 4, 1.6
+RATES = (0.0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.5)
+ROWS = {f"p = {rate}": {"model.dropout": rate} for rate in RATES} | {
+    "fixed 0.1": {"model.dropout": 0.1, "model.same_mask_columns": 2}
+}
+PAPER = dict(zip(ROWS, (71.1, 72.6, 81.1, 82.5, 81.4, 80.5, 71.0, 43.6), strict=True))
+CLAIMS = {
+    "dropout is needed": ("p = 0.1", ">", "p = 0.0"),
+    "too much dropout hurts": ("p = 0.1", ">", "p = 0.5"),
+    "two copies with one mask collapse": ("fixed 0.1", "<", "p = 0.0"),
+}
