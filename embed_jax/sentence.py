@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.tokenize import check_texts
 from embed_jax.encode_options import DENSE_OPTIONS, EncodeOptions, refuse_unknown
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import keep_first_layers
 from embed_jax.errors import InputError
+from embed_jax.late_chunking import Span, join_chunks_that_fit, pool_chunks, tokens_of_chunks
 from embed_jax.parallel.gather import sharded_encode
+from embed_jax.parallel.inference import default_batch_tokens
 from embed_jax.parallel.mesh import gather_params
 from embed_jax.pretrained import tokenizer_of, with_family
 from embed_jax.scores import truncate, unit_length
 from embed_jax.text_model import TextModel, model_of
-from embed_jax.types import Params
+from embed_jax.token_vectors import encode_tokens
+from embed_jax.types import Params, TokenBatch
+
+STATES, HEADS = "states", "heads"  # programs for late chunking
+PART_TOKENS = 2**17  # whose states are held at a time
 
 
 class SentenceEncoder(TextModel[np.ndarray]):
@@ -126,6 +135,114 @@ class SentenceEncoder(TextModel[np.ndarray]):
                 block[number] = embeddings
             block = truncate(block, dim) if dim not in (0, self.dim) else block
             yield unit_length(block) if normalize_embeddings else block
+
+    def encode_chunks(
+        self,
+        documents: Sequence[str],
+        spans: Sequence[Sequence[Span]],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dim: int = 0,
+        batch_tokens: int = 0,
+    ) -> list[Float[np.ndarray, "_ D"]]:
+        """Embeds the chunks of documents by late chunking (Günther et al. 2024).
+
+        The model reads the document, or as many neighbouring chunks as its limit allows, and a
+        chunk's vector is made of the mean of the states of its own tokens. So it knows what the
+        document is about. The vector of a single chunk is the document's.
+
+        >>> model = embed_jax.load("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> model.encode_chunks(["One two. Three."], [[(0, 8), (9, 15)]])[0].shape  # doctest: +SKIP
+        (2, 384)
+
+        Args:
+            documents: texts.
+            spans: where the chunks of each document begin and end, in order; see
+                `retrieval.text_chunks.chunk_spans`.
+            prompt_name: see `encode_document`.
+            prompt: see `encode_document`.
+            dim: D, the first numbers of each vector to keep, made length 1 again; 0: all.
+            batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
+
+        Returns:
+            The vectors of each document's chunks.
+
+        Raises:
+            InputError: for a model of another pooling than the mean, a chunk that is longer than
+                the model's limit or in which no token begins; see also `encode`.
+        """
+        if self.spec.pooling != "mean" or self.spec.branches:
+            raise InputError(
+                f"late chunks: expected a model of mean pooling, found {self.spec.pooling!r}"
+            )
+        self._check_dim(dim)
+        prefix = self._prefix(*self._document_prompt(prompt_name, prompt), None)
+        special = self.tokenizer.backend.num_special_tokens_to_add(is_pair=False)
+        (of_prefix,) = self.tokenizer.tokenize([prefix], whole=True)
+        room = self.max_length - special - len(of_prefix)
+        check_texts(documents)
+        every = self.tokenizer.unlimited.encode_batch(documents, add_special_tokens=False)
+        parts = [
+            (number, *part)
+            for number, (text, own, encoding) in enumerate(
+                zip(documents, spans, every, strict=True)
+            )
+            for part in join_chunks_that_fit(text, own, encoding.offsets, room)
+        ]
+        vectors: list[list[np.ndarray]] = [[] for _ in documents]
+        # Memory holds the token states of some parts.
+        step = max(PART_TOKENS // self.max_length, 1)
+        for start in range(0, len(parts), step):
+            some = parts[start : start + step]
+            means = self._chunk_means(prefix, [part[1:] for part in some], batch_tokens)
+            for (number, *_), own in zip(some, means, strict=True):
+                vectors[number].append(self._finish_means(own))
+        joined = [np.concatenate([np.zeros((0, self.dim), np.float32), *own]) for own in vectors]
+        return [truncate(own, dim) if dim not in (0, self.dim) else own for own in joined]
+
+    def _chunk_means(
+        self, prefix: str, parts: Sequence[tuple[str, Sequence[Span]]], batch_tokens: int
+    ) -> Iterator[Float[np.ndarray, "c H"]]:
+        """Yields the mean states of the chunks of each part."""
+        texts = [text for text, _ in parts]
+        tokenized = self.tokenizer.encode(texts, prefix, self.include_prompt)
+        encodings = self.tokenizer.backend.encode_batch([prefix + text for text in texts])
+        if STATES not in self._programs:
+            spec = dataclasses.replace(self.spec, pooling="", heads=())
+            encoder = build_encoder(spec, compute_dtype=self.compute_dtype, vectors_per_text=0)
+            self._programs[STATES] = sharded_encode(encoder, self._mesh)
+        states = encode_tokens(
+            self._programs[STATES],
+            gather_params(self.params, self._mesh),
+            tokenized,
+            self._mesh,
+            dim=self.spec.backbone.hidden_size,
+            batch_tokens=batch_tokens or max(default_batch_tokens(), self.max_length),
+        )
+        for own, encoding, (_, spans) in zip(states, encodings, parts, strict=True):
+            starts = np.array([start for start, _ in encoding.offsets], int) - len(prefix)
+            added = np.array(encoding.special_tokens_mask, bool)
+            skip = tokenized.skip
+            yield pool_chunks(own, tokens_of_chunks(spans, starts[skip:], added[skip:]))
+
+    def _finish_means(self, means: Float[np.ndarray, "c H"]) -> Float[np.ndarray, "c D"]:
+        """Applies the heads to mean states, each as if it were that of a text of one token."""
+        if HEADS not in self._programs:
+            finish = build_encoder(dataclasses.replace(self.spec, token_head=None)).finish
+            assert finish is not None, "`build_encoder` gives an encoder its end"
+
+            def finish_means(params: Params, rows: Float[np.ndarray, "c H"]) -> Any:
+                zeros = np.zeros((1, len(rows)), np.int32)
+                numbers = np.arange(len(rows), dtype=np.int32)[None]
+                tokens = TokenBatch(zeros, numbers, zeros, zeros == 0, sentences=len(rows))
+                return finish(params, rows[None], tokens, None)
+
+            self._programs[HEADS] = jax.jit(finish_means)
+        padded = max(1 << (len(means) - 1).bit_length(), 16)  # few shapes
+        rows = np.pad(means, ((0, padded - len(means)), (0, 0)))
+        vectors = self._programs[HEADS](gather_params(self.params, self._mesh), rows)
+        return np.asarray(vectors)[: len(means)]
 
     def _check_dim(self, dim: int) -> None:
         if dim < 0 or dim > self.dim:

@@ -206,9 +206,7 @@ class TextModel(HasSettings, PicklesByParts, Generic[E]):
         gives documents its default prompt, or none; instructions are for queries.
         """
         refuse_unknown(options)
-        if prompt_name is prompt is None:
-            prompt_name = prompt_for(self.prompts, side="document")
-            prompt = "" if prompt_name is self.default_prompt_name is None else None
+        prompt_name, prompt = self._document_prompt(prompt_name, prompt)
         return self.encode(texts, prompt_name=prompt_name, prompt=prompt, **options)
 
     def with_params(self: M, params: Params) -> M:
@@ -296,6 +294,15 @@ class TextModel(HasSettings, PicklesByParts, Generic[E]):
         if message not in self._warned:
             self._warned.add(message)
             warn(message)
+
+    def _document_prompt(
+        self, name: str | None, prompt: str | None
+    ) -> tuple[str | None, str | None]:
+        """Returns the name or the prompt of documents, unless one is given."""
+        if name is prompt is None:
+            name = prompt_for(self.prompts, side="document")
+            prompt = "" if name is self.default_prompt_name is None else None
+        return name, prompt
 
     def _prefix(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
         if name is prompt is instruction is None:

@@ -36,6 +36,8 @@ examples:
   python -m scripts.index --corpus corpus.jsonl --fields year,language \\
       --chunk-tokens 256 --chunk-overlap 32 \\
       --model sentence-transformers/all-MiniLM-L6-v2 --output indexes/chunks
+  python -m scripts.index --corpus scifact --chunk-tokens 128 --late-chunks \\
+      --model sentence-transformers/all-MiniLM-L6-v2 --output indexes/late
   python -m scripts.index --corpus scifact --vectors scifact.npy \\
       --model sentence-transformers/all-MiniLM-L6-v2 --kind ivf-pq --output indexes/ready"""
 
@@ -64,6 +66,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--chunk-overlap", type=int, default=0, help="tokens that chunks share (default: 0)"
     )
+    parser.add_argument(
+        "--late-chunks",
+        action="store_true",
+        help="let the model read the whole document, and pool its token states for each chunk",
+    )
     parser.add_argument("--fields", default="", help="names of metadata, separated by commas")
     parser.add_argument("--factory", default="", help="FAISS's index factory string, for exact")
     parser.add_argument("--parameters", default="", help="FAISS's search-time settings")
@@ -82,6 +89,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.chunk_tokens and not args.chunk_overlap < args.chunk_tokens:
         parser.error(f"--chunk-overlap: expected less than --chunk-tokens {args.chunk_tokens}, "
                      f"found {args.chunk_overlap}")  # fmt: skip
+    if args.late_chunks and not args.chunk_tokens:
+        parser.error("--late-chunks: needs --chunk-tokens")
     if args.chunk_tokens and (not args.model or args.vectors):
         parser.error("--chunk-tokens: needs a --model that encodes, whose tokens are counted")
     return args
@@ -89,7 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Builds or updates the index, and prints its size."""
-    from embed_jax import pipelines
+    from embed_jax import corpus_index
     from embed_jax.data.sources.beir import read_documents
     from embed_jax.retrieval.indexes import build_index, open_index
     from embed_jax.retrieval.pipeline_spec import ChunkSpec, RetrieverSpec
@@ -99,7 +108,9 @@ def run(args: argparse.Namespace) -> None:
     enable_compilation_cache()
     fields = [name for name in args.fields.split(",") if name]
     corpus, metadata = read_documents(args.corpus, fields)
-    chunks = ChunkSpec(args.chunk_tokens, args.chunk_overlap) if args.chunk_tokens else None
+    chunks = None
+    if args.chunk_tokens:
+        chunks = ChunkSpec(args.chunk_tokens, args.chunk_overlap, late=args.late_chunks)
     build = {"factory": args.factory, "parameters": args.parameters} if args.factory else {}
     spec = RetrieverSpec(
         args.kind,
@@ -110,10 +121,10 @@ def run(args: argparse.Namespace) -> None:
         build,
         chunks=chunks,
     )
-    models = pipelines.Models()
-    identity = pipelines.index_identity(spec, args.model, models)
+    models = corpus_index.Models()
+    identity = corpus_index.index_identity(spec, args.model, models)
     identity |= {"name": args.model, "fields": fields}
-    texts = pipelines.index_texts(spec, args.model, corpus, models)
+    texts = corpus_index.index_texts(spec, args.model, corpus, models)
     if chunks:
         from embed_jax.retrieval.text_chunks import document_of
 
@@ -122,7 +133,9 @@ def run(args: argparse.Namespace) -> None:
     def documents(names: Sequence[str]) -> Iterator[Any]:
         some = {name: texts[name] for name in names}
         if args.vectors is None:
-            yield from pipelines.index_documents(spec, args.model, some, models, metadata)
+            yield from corpus_index.index_documents(
+                spec, args.model, some, models, metadata, corpus=corpus
+            )
             return
         rows = {name: row for row, name in enumerate(texts)}
         for name in names:
@@ -134,13 +147,9 @@ def run(args: argparse.Namespace) -> None:
         # Another path to the same files is the same model.
         identity["name"] = open_index(args.output).identity.get("name")
         index = open_index(args.output, identity)
-        changes = index.changes(texts, metadata)
-        if changes.deleted:
-            index.delete(changes.deleted)
-        if changes.updated:
-            index.update(documents(changes.updated))
-        if changes.added:
-            index.add(documents(changes.added))
+        changes = corpus_index.refresh_index(
+            index, texts, documents, fields=metadata, is_late=args.late_chunks
+        )
         counts = dataclasses.asdict(changes)
         print(
             f"{args.output}: " + ", ".join(f"{len(ids):,} {what}" for what, ids in counts.items())
@@ -148,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         options = dict(build)
         if args.vectors is None:
-            options = pipelines.build_options(spec, args.model, models)
+            options = corpus_index.build_options(spec, args.model, models)
         index = build_index(
             args.output,
             documents(list(texts)),

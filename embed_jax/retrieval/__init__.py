@@ -37,7 +37,7 @@ _MODULES = {
     "score_store": ("ScoreStore", "read_score_file"),
     "sparse_index": ("SparseIndex", "build_sparse_index"),
     "sparse": ("SparseSearcher", "sparse_searcher", "sparse_top_k", "write_word_weights"),
-    "text_chunks": ("chunk_corpus", "fold_chunks", "late_chunks"),
+    "text_chunks": ("chunk_corpus", "chunk_spans", "fold_chunks"),
     "topk": ("dense_search", "top_k"),
     "vector_index": ("VectorIndex", "build_vector_index"),
     "word_index": ("WordIndex", "build_word_index"),

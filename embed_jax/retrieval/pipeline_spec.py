@@ -42,11 +42,14 @@ class ChunkSpec:
         tokens: of a chunk, at most.
         overlap: tokens that chunks share, at most.
         top: how many of a document's best chunks its score is the mean of.
+        late: whether a model reads the whole document before its chunks are pooled; see
+            `SentenceEncoder.encode_chunks`.
     """
 
     tokens: int
     overlap: int = 0
     top: int = 1
+    late: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@
     retriever = fold_chunks(index_retriever(index, encode), index.ids)    # documents again
 
 The chunks of a document have its id, "#" and a number. A document's score is the largest of its
-chunks, or the mean of the best. `late_chunks` pools the token states of a whole document instead of
-encoding each chunk by itself.
+chunks, or the mean of the best. For `SentenceEncoder.encode_chunks`, late chunking, `chunk_spans`
+says where chunks begin and end.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from embed_jax.errors import InputError
+from embed_jax.late_chunking import Span
 from embed_jax.retrieval.fusion import Ranking, sort_results
 from embed_jax.retrieval.search import Retriever
 
-Span = tuple[int, int]
 TokenOffsets = Callable[[str], Sequence[Span]]
 """Returns where the tokens of a text begin and end, without those that a model adds."""
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+|\n+")
@@ -182,34 +181,3 @@ def fold_chunks(retriever: Retriever, ids: Collection[str], *, top: int = 1) -> 
             count = min(2 * count, total)
 
     return Retriever(find, retriever.encode)
-
-
-def late_chunks(
-    states: Float[np.ndarray, "n d"], offsets: Sequence[Span], spans: Sequence[Span]
-) -> Float[np.ndarray, "c d"]:
-    """Pools the token states of a whole document for each of its chunks (Günther et al. 2024).
-
-    Each chunk's embedding is the mean of the states of the tokens that begin in it, of length 1, so
-    that it knows the document around it.
-
-    Args:
-        states: of the tokens of the document.
-        offsets: where these begin and end in the text.
-        spans: where chunks begin and end; see `chunk_spans`.
-
-    Raises:
-        InputError: for other than one state for each token, or a chunk without a token.
-    """
-    if len(states) != len(offsets):
-        raise InputError(
-            f"states: expected one for each of {len(offsets)} tokens, found {len(states)}"
-        )
-    starts = np.array([start for start, _ in offsets])
-    pooled = []
-    for start, end in spans:
-        own = states[(starts >= start) & (starts < end)]
-        if not len(own):
-            raise InputError(f"chunk {start}:{end}: no token begins in it")
-        mean = own.mean(axis=0)
-        pooled.append(mean / max(np.linalg.norm(mean), 1e-12))
-    return np.array(pooled, np.float32).reshape(len(spans), -1)

@@ -104,12 +104,13 @@ def evaluate_pipelines(
     Returns:
         {task: {pipeline: results}}.
     """
+    from embed_jax.corpus_index import Models
     from embed_jax.evals.budget import parse_costs
     from embed_jax.evals.leaderboard import markdown
     from embed_jax.evals.rerankers import sample_queries
     from embed_jax.evals.retrieval import make_retrieval_task
     from embed_jax.evals.stages import evaluate_pipeline, pipelines_table, plot_pipelines
-    from embed_jax.pipelines import Models, open_pipeline
+    from embed_jax.pipelines import open_pipeline
     from embed_jax.retrieval.pipeline_spec import read_pipeline
     from embed_jax.retrieval.score_store import RememberedScores, read_score_file
 

@@ -23,18 +23,19 @@ def open_stages(
         names: models of the indexes that have one, where they are not those of the index.
         reranker: a model or a score file; "": no reranking.
         fusion: one of FUSIONS.
-        models: to share with others, `pipelines.Models`.
+        models: to share with others, `corpus_index.Models`.
 
     Raises:
         InputError: an index is of another model, or several have the same name.
     """
     from embed_jax import pipelines
+    from embed_jax.corpus_index import Models
     from embed_jax.retrieval.fusion import FUSIONS
     from embed_jax.retrieval.indexes import open_index
     from embed_jax.retrieval.pipeline_spec import ChunkSpec, RetrieverSpec
     from embed_jax.retrieval.search import Pipeline
 
-    models, own_names = models or pipelines.Models(), iter(names)
+    models, own_names = models or Models(), iter(names)
     indexes, retrievers, first = {}, {}, None
     for path in paths:
         index = open_index(path)

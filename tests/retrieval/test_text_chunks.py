@@ -13,7 +13,6 @@ from embed_jax.retrieval.text_chunks import (
     document_of,
     fold_chunks,
     fold_results,
-    late_chunks,
 )
 
 
@@ -68,12 +67,7 @@ def test_documents_are_found_through_their_chunks_until_there_are_enough():
     assert fold_results({"a#0": 0.9, "b#0": 0.8}, {"a": 9, "b": 1}, 2, top=9)["b"] == 0.8
 
 
-def test_late_chunks_are_means_of_token_states():
+def test_an_overlap_of_whole_chunks_is_refused():
     text = "One two. Three four."
-    states = np.eye(4, dtype=np.float32)
-    pooled = late_chunks(states, words(text), chunk_spans(text, words(text), tokens=2))
-    np.testing.assert_allclose(pooled, np.sqrt(0.5) * np.array([[1, 1, 0, 0], [0, 0, 1, 1]]))
-    with pytest.raises(InputError, match="states: expected one for each of 4 tokens, found 3"):
-        late_chunks(states[:3], words(text), [(0, 8)])
     with pytest.raises(InputError, match="chunks: expected an overlap below the tokens"):
         chunk_spans(text, words(text), 2, 2)

@@ -96,6 +96,27 @@ def test_documents_in_chunks_are_found_as_documents(run, corpus, tiny_model, tmp
     assert answer["results"][0]["text"] == "tides of the sea number 1"
 
 
+def test_late_chunks_change_with_their_document(run, refused, corpus, tiny_model, tmp_path):
+    path = tmp_path / "late"
+    arguments = ("--corpus", corpus, "--model", tiny_model, "--chunk-tokens", 4, "--late-chunks",
+                 "--output", path)  # fmt: skip
+    status, _, err = run(index, *arguments)
+    assert status == 0, err
+    names = [name for name in open_index(path).ids if name.startswith("é1#")]
+    assert len(names) > 1
+    corpus.write_text(corpus.read_text().replace('tides of the sea number 1"', 'tides of the sea"'))
+    status, out, err = run(index, *arguments)
+    assert status == 0 and f"{len(names) - 1} updated" in out, (out, err)
+    new = tmp_path / "new"
+    run(index, *arguments[:-1], new)
+    query = np.ones((1, 32), np.float32)
+    runs = [open_index(each).search(query, 50)[0] for each in (path, new)]
+    assert runs[0] == pytest.approx(runs[1], abs=1e-6)
+    assert "chunks" in refused(index, *arguments[:6], "--output", path)
+    status, out, _ = run(search, "--index", path, "a guitar", "--k", 2)
+    assert status == 0 and "guitar" in out
+
+
 def test_ready_vectors_are_indexed(run, corpus, tiny_model, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
