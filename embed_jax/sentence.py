@@ -149,7 +149,7 @@ class SentenceEncoder(TextModel[np.ndarray]):
         """Embeds the chunks of documents by late chunking (Günther et al. 2024).
 
         The model reads the document, or as many neighbouring chunks as its limit allows, and a
-        chunk's vector is made of the mean of the states of its own tokens. So it knows what the
+        chunk's vector is made of the mean of its tokens' states. So it knows what the
         document is about. The vector of a single chunk is the document's.
 
         >>> model = embed_jax.load("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP

@@ -155,7 +155,7 @@ def open_indexes(
         InputError: an index is of another model than the queries', or of other documents than the
             corpus or another index.
     """
-    from embed_jax.pipelines import Models, cut_corpus
+    from embed_jax.corpus_index import Models, cut_corpus
     from embed_jax.retrieval.pipeline_spec import ChunkSpec
     from embed_jax.retrieval.text_chunks import document_of
 
