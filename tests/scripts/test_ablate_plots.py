@@ -9,7 +9,15 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.train.ablation import AblationRun, Table
-from scripts.ablate.plots import curves, over_seeds, plot_against_step, series_by_name, smooth
+from scripts.ablate.plots import (
+    curves,
+    over_seeds,
+    plot_against_metric,
+    plot_against_step,
+    points_by_row,
+    series_by_name,
+    smooth,
+)
 
 SIZES, RATES = (300, 100), (5e-5, 1e-5)
 GRID = {
@@ -186,3 +194,57 @@ def test_what_is_drawn(make_run, tmp_path, monkeypatch):
     assert all(
         list(line.get_ydata()) == [4, 3, 2, 1] for axes in right for line in axes.get_lines()
     )
+
+
+@pytest.fixture
+def measured():
+    """Runs of three rows with FLOPS, of which the last failed, and two seeds of the first."""
+
+    def run(row, seed, flops, ndcg, **fields):
+        metrics = {"sparse/flops": flops, "sparse/ndcg@10": ndcg, "bm25/ndcg@10": 0.66}
+        return AblationRun(row, seed, Path(row), [], {}, [], metrics, **fields)
+
+    return [
+        run("light", 0, 30.0, 0.62),
+        run("light", 1, 34.0, 0.64),
+        run("heavy", 0, 1.0, 0.5),
+        run("broken", 0, 9.0, 0.1, error="loss not finite"),
+    ]
+
+
+def flops_table(**fields):
+    metrics = ["sparse/ndcg@10", "bm25/ndcg@10", "sparse/flops"]
+    return make_table({}, metrics=metrics, x="sparse/flops", scale=100, **fields)
+
+
+def test_points_against_a_metric_are_means_in_the_order_of_it(measured):
+    points = points_by_row(flops_table(), measured)
+    assert list(points) == ["heavy", "light"]
+    assert points["light"]["sparse/flops"] == pytest.approx((32, math.sqrt(8))), "without SCALE"
+    assert points["light"]["sparse/ndcg@10"] == pytest.approx((63, math.sqrt(2)))
+    assert points["heavy"]["sparse/ndcg@10"] == (50, 0)
+    without = [run for run in measured if run.row != "heavy"]
+    without[0].metrics.pop("sparse/flops")
+    without[1].metrics.pop("sparse/flops")
+    assert points_by_row(flops_table(), without) == {}
+
+
+def test_what_is_drawn_against_a_metric(measured, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    plot_against_metric(flops_table(), measured, tmp_path / "a.png", "png")
+    (axes,) = figures[0].axes  # neither X nor BM25 is a panel
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("sparse/flops", "sparse/ndcg@10")
+    assert axes.get_xscale() == "log" and [text.get_text() for text in axes.texts] == [
+        "heavy",
+        "light",
+    ]
+    drawn, *_, level = axes.get_lines()
+    assert list(drawn.get_xdata()) == [1, 32] and list(drawn.get_ydata()) == [50, 63]
+    assert list(level.get_ydata()) == [66, 66] and level.get_label() == "BM25"
+    with pytest.raises(InputError, match="X: unknown metric 'sparse/flop'"):
+        table = make_table({}, metrics=["sparse/ndcg@10"], x="sparse/flop")
+        plot_against_metric(table, measured, tmp_path / "a.png", "png")
