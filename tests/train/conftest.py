@@ -1,5 +1,7 @@
 """Runs of `experiments.simcse` on a tiny encoder, for tests of resuming."""
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -47,18 +49,21 @@ def arguments(sentence_file, tiny_tokenizer):
     return make
 
 
-@pytest.fixture
-def simcse_here(arguments, monkeypatch, capsys):
+@pytest.fixture(scope="session")
+def simcse_here(arguments):
     """Runs the command in this process, and returns (exit status, stderr)."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT))
-    from embed_jax.errors import exit_with_one_line
-    from experiments import simcse
 
     def run(workdir: Path, *overrides: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *arguments(workdir, *overrides)])
-        with pytest.raises(SystemExit) as exit:
-            exit_with_one_line(simcse.main)
-        return exit.value.code, capsys.readouterr().err
+        err = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+            patch.chdir(ROOT)
+            patch.syspath_prepend(str(ROOT))
+            from embed_jax.errors import exit_with_one_line
+            from experiments import simcse
+
+            patch.setattr(sys, "argv", ["experiments/simcse.py", *arguments(workdir, *overrides)])
+            with pytest.raises(SystemExit) as exit:
+                exit_with_one_line(simcse.main)
+        return exit.value.code, err.getvalue()
 
     return run

@@ -103,8 +103,8 @@ def two_hosts(launch, tmp_path_factory):
     return workdir
 
 
-def test_two_hosts_of_two_devices_are_one_of_four(launch, two_hosts, tmp_path):
-    ((status, _, err),) = finish(launch(tmp_path / "run", hosts=1, devices=4))
+def test_two_hosts_of_two_devices_are_one_of_four(simcse_here, two_hosts, tmp_path):
+    status, err = simcse_here(tmp_path / "run", *SETTINGS, "--config.train.devices=4")
     assert status == 0, err
     ours, reference = model_of(two_hosts), model_of(tmp_path / "run")
     assert np.linalg.norm(ours - reference) <= 1e-6 * np.linalg.norm(reference)

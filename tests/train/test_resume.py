@@ -60,9 +60,9 @@ def lines_of(workdir: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(simcse, tmp_path_factory):
+def undisturbed(simcse_here, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    status, _, err = finish(simcse(workdir))
+    status, err = simcse_here(workdir)
     assert status == 0, err
     return workdir
 
@@ -84,7 +84,7 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
     "attempt", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
 def test_killed_at_any_step_and_restarted_it_ends_with_the_same_bits(
-    simcse, undisturbed, tmp_path, attempt
+    simcse, simcse_here, undisturbed, tmp_path, attempt
 ):
     chance = random.Random(attempt)
     process = simcse(tmp_path / "run")
@@ -93,19 +93,19 @@ def test_killed_at_any_step_and_restarted_it_ends_with_the_same_bits(
     process.send_signal(signal.SIGKILL)
     finish(process)
     assert lines_of(tmp_path / "run")[-1]["step"] < STEPS, "it was killed too late to show anything"
-    status, _, err = finish(simcse(tmp_path / "run"))
+    status, err = simcse_here(tmp_path / "run")
     assert status == 0, err
     assert_same_run(tmp_path / "run", undisturbed)
 
 
-def test_sigterm_saves_and_exits_0(simcse, undisturbed, tmp_path):
+def test_sigterm_saves_and_exits_0(simcse, simcse_here, undisturbed, tmp_path, capsys):
     process = simcse(tmp_path / "run", "--config.checkpoint.every=0")
     wait_for(process, "step 5/")
     process.send_signal(signal.SIGTERM)
     status, out, err = finish(process)
     assert status == 0 and "SIGTERM: saved at step" in out, err
-    status, out, err = finish(simcse(tmp_path / "run", "--config.checkpoint.every=0"))
-    assert status == 0 and "resuming" in out, err
+    status, err = simcse_here(tmp_path / "run", "--config.checkpoint.every=0")
+    assert status == 0 and "resuming" in capsys.readouterr().out, err
     assert_same_run(tmp_path / "run", undisturbed)
 
 
