@@ -53,27 +53,48 @@ def some_lists(seed=0, grades=4):
     return scores, labels, present
 
 
-@functools.cache  # so that it is compiled once for all tests
-def compiled(function):
-    """Returns a function for the mean over lists, its gradient and the ListValues."""
+class Together:
+    """Many functions in one program for each shape, which is computed once for equal arrays.
 
-    def mean(scores, labels, present):
-        result = function(scores, labels, present)
-        return result.mean(), result
+    It gives the mean over lists with its gradient by scores, and the ListValues.
+    """
 
-    return jax.jit(jax.value_and_grad(mean, has_aux=True))
+    def __init__(self, functions):
+        def each(*arrays):
+            def mean(scores, function):
+                lists = function(scores, *arrays[1:])
+                return lists.mean(), lists
+
+            gradient = jax.value_and_grad(mean, has_aux=True)
+            return {name: gradient(arrays[0], function) for name, function in functions.items()}
+
+        self.compiled = jax.jit(each, compiler_options={"xla_backend_optimization_level": 0})
+        self.results = {}
+
+    def __call__(self, name, scores, labels, present):
+        """Returns `((mean, lists), gradient)`, computed under strict promotion rules."""
+        arrays = tuple(map(jnp.asarray, (scores, labels, present)))
+        key = tuple(
+            (array.shape, str(array.dtype), np.asarray(array).tobytes()) for array in arrays
+        )
+        if key not in self.results:
+            with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+                self.results[key] = self.compiled(*arrays)
+        return self.results[key][name]
 
 
-def value_and_gradient(function, scores, labels, present):
-    """The mean over lists and its gradient by scores, under strict promotion rules."""
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        (value, _), gradient = compiled(function)(*map(jnp.asarray, (scores, labels, present)))
+TOGETHER = Together(FUNCTIONS)
+
+
+def value_and_gradient(name, scores, labels, present, functions=TOGETHER):
+    """The mean over lists and its gradient by scores."""
+    (value, _), gradient = functions(name, scores, labels, present)
     return value, gradient
 
 
-def of_each_list(function, scores, labels, present):
+def of_each_list(name, scores, labels, present):
     """The values and weights of each list."""
-    (_, lists), _ = compiled(function)(*map(jnp.asarray, (scores, labels, present)))
+    (_, lists), _ = TOGETHER(name, scores, labels, present)
     return lists
 
 
@@ -110,14 +131,15 @@ def cross_encoder_of():
 
 @pytest.fixture
 def equals_peer(cross_encoder_of):
-    """`check(function, make, arguments, scores, labels, present)`: equal value and gradient.
+    """`check(functions, name, make, arguments, scores, labels, present)`: equal values, gradients.
 
-    `make(model)` is sentence-transformers' loss and `arguments(documents)` what it is called with,
-    given the positions of each list's candidates in the flat logits.
+    `functions` is a `Together`; `make(model)` is sentence-transformers' loss and
+    `arguments(documents)` what it is called with, given the positions of each list's candidates
+    in the flat logits.
     """
     torch = pytest.importorskip("torch")
 
-    def check(function, make, arguments, scores, labels, present):
+    def check(functions, name, make, arguments, scores, labels, present):
         flat = torch.tensor(scores.reshape(-1), requires_grad=True)
         positions = np.arange(scores.size).reshape(scores.shape)
         documents = [
@@ -125,7 +147,7 @@ def equals_peer(cross_encoder_of):
         ]
         expected = make(cross_encoder_of(flat))(*arguments(documents))
         expected.backward()
-        ours = value_and_gradient(function, scores, labels, jnp.asarray(present))
+        ours = value_and_gradient(name, scores, labels, present, functions)
         assert_same(ours, (expected.item(), flat.grad.numpy().reshape(scores.shape)))
 
     return check
@@ -171,6 +193,18 @@ OF_LISTS = {
     "ADRMSELoss, sharp": (losses.adr_mse_loss, {"alpha": 3.0}, {"alpha": 3.0}),
     "LambdaLoss": (losses.lambda_rank_loss, {}, {}),
 }
+LIKE_PEERS = Together(
+    {name: functools.partial(ours, **arguments) for name, (ours, arguments, _) in OF_LISTS.items()}
+)
+LAMBDA = Together(
+    {
+        (weighting, k): functools.partial(
+            losses.lambda_rank_loss, weighting=weighting, k=k, sigma=0.7
+        )
+        for weighting in WEIGHTINGS
+        for k in (0, 1, 3)
+    }
+)
 
 
 def of_ragged_lists(labels, present):
@@ -184,12 +218,13 @@ def of_ragged_lists(labels, present):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", OF_LISTS)
 def test_list_losses_equal_sentence_transformers(name, seed, equals_peer, peers):
-    function, arguments, peer_arguments = OF_LISTS[name]
+    peer_arguments = OF_LISTS[name][2]
     scores, labels, present = some_lists(seed)
     if "MLE" in name:  # torch does not say in which order it sorts ties
         labels = np.random.default_rng(seed).permuted(np.tile(np.arange(SIZE), (LISTS, 1)), axis=1)
     equals_peer(
-        functools.partial(function, **arguments),
+        LIKE_PEERS,
+        name,
         lambda model: getattr(peers, name.split(",")[0])(model, **peer_arguments),
         of_ragged_lists(labels, present),
         *(scores, labels, present),
@@ -201,7 +236,8 @@ def test_list_losses_equal_sentence_transformers(name, seed, equals_peer, peers)
 def test_weightings_of_lambda_loss_equal_sentence_transformers(weighting, k, equals_peer, peers):
     scores, labels, present = some_lists(k)
     equals_peer(
-        functools.partial(losses.lambda_rank_loss, weighting=weighting, k=k, sigma=0.7),
+        LAMBDA,
+        (weighting, k),
         lambda model: peers.LambdaLoss(model, schemes(peers)[weighting], k=k or None, sigma=0.7),
         of_ragged_lists(labels, present),
         *(scores, labels, present),
@@ -224,7 +260,10 @@ def test_losses_of_pairs_equal_sentence_transformers(name, pos_weight, equals_pe
         return list(zip(*pairs, strict=True)), torch.tensor(labels[present])
 
     make = getattr(peers, f"{name}Loss")
-    equals_peer(ours, lambda model: make(model, **weight), arguments, scores, labels, present)
+    functions = Together({name: ours})
+    equals_peer(
+        functions, name, lambda model: make(model, **weight), arguments, scores, labels, present
+    )
 
 
 def test_margin_mse_equals_sentence_transformers(equals_peer, peers):
@@ -232,7 +271,8 @@ def test_margin_mse_equals_sentence_transformers(equals_peer, peers):
 
     scores, labels, _ = some_lists()
     equals_peer(
-        losses.margin_mse_loss,
+        TOGETHER,
+        "margin_mse",
         peers.MarginMSELoss,
         lambda documents: (
             [list(range(LISTS)), *map(list, zip(*documents, strict=True))],
@@ -296,10 +336,14 @@ def test_losses_equal_rax(name, rax):
     if name == "list_mle":
         labels = np.random.default_rng(0).permuted(np.tile(np.arange(7.0), (LISTS, 1)), axis=1)
     reference, factor = of_rax(rax)[name]
-    expected = jax.value_and_grad(
-        lambda scores: factor * reference(scores, jnp.asarray(labels), where=jnp.asarray(present))
+    expected = jax.jit(
+        jax.value_and_grad(
+            lambda scores: (
+                factor * reference(scores, jnp.asarray(labels), where=jnp.asarray(present))
+            )
+        )
     )(jnp.asarray(scores))
-    assert_same(value_and_gradient(FUNCTIONS[name], scores, labels, present), expected)
+    assert_same(value_and_gradient(name, scores, labels, present), expected)
 
 
 def test_binary_cross_entropy_equals_rax(rax):
@@ -308,7 +352,11 @@ def test_binary_cross_entropy_equals_rax(rax):
         lambda scores: rax.pointwise_sigmoid_loss(scores, labels / 3.0, where=present)
     )(jnp.asarray(scores))
     assert_same(
-        value_and_gradient(losses.binary_cross_entropy_loss, scores, labels / 3.0, present),
+        value_and_gradient(
+            "plain",
+            *(scores, labels / 3.0, present),
+            Together({"plain": losses.binary_cross_entropy_loss}),
+        ),
         expected,
     )
 
@@ -334,11 +382,11 @@ def test_absent_candidates_are_as_if_they_were_not_there(name):
     filled = [
         np.where(present, array, fill) for array, fill in ((scores, -np.inf), (labels, np.nan))
     ]
-    value, gradient = value_and_gradient(FUNCTIONS[name], *filled, present)
+    value, gradient = value_and_gradient(name, *filled, present)
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     assert not np.any(gradient[~present])
     short = [array[present].reshape(LISTS, 5) for array in (scores, labels, present)]
-    expected, slopes = value_and_gradient(FUNCTIONS[name], *short)
+    expected, slopes = value_and_gradient(name, *short)
     assert_same((value, gradient[present]), (expected, slopes.reshape(-1)))
 
 
@@ -346,11 +394,11 @@ def test_absent_candidates_are_as_if_they_were_not_there(name):
 def test_the_mean_is_that_of_any_parts(name):
     """Sums over parts of a batch give the loss of the whole, so that groups and devices do."""
     arrays = some_lists()
-    whole = value_and_gradient(FUNCTIONS[name], *arrays)[0]
+    whole = value_and_gradient(name, *arrays)[0]
     total = count = 0.0
     for part in ([0, 1], [2, 3, 4]):
         mask = arrays[2] & np.isin(np.arange(LISTS), part)[:, None]
-        values, weights = map(np.asarray, of_each_list(FUNCTIONS[name], *arrays[:2], mask))
+        values, weights = map(np.asarray, of_each_list(name, *arrays[:2], mask))
         assert not np.any(np.delete(weights, part))
         total, count = total + np.sum(values * weights), count + np.sum(weights)
     assert count > 0.0
@@ -388,21 +436,22 @@ def test_degenerate_lists_have_finite_values_and_gradients(name, case):
         scores[:, 1::2] = -1e4
     elif case == "half":
         scores = jnp.asarray(scores, jnp.bfloat16)
-    value, gradient = value_and_gradient(FUNCTIONS[name], scores, labels, present)
+    value, gradient = value_and_gradient(name, scores, labels, present)
     assert value.dtype == jnp.float32 and np.isfinite(value)
     assert np.all(np.isfinite(np.asarray(gradient, np.float32)))
     if case == "nothing":
         assert float(value) == 0.0 and not np.any(gradient)
     if case == "empty lists":
-        weights = of_each_list(FUNCTIONS[name], scores, labels, present).weights
+        weights = of_each_list(name, scores, labels, present).weights
         assert not np.any(weights[1:3]) and np.any(weights)
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if "ndcg1" not in name])
 def test_the_right_order_costs_less_than_the_reverse(name):
     labels = jnp.asarray([[3.0, 2.0, 1.0, 0.0]]) / (3.0 if "binary" in name else 1.0)
+    present = jnp.ones_like(labels, bool)
     right, reverse = (
-        FUNCTIONS[name](scores, labels).mean() for scores in (labels, labels[:, ::-1])
+        value_and_gradient(name, scores, labels, present)[0] for scores in (labels, labels[:, ::-1])
     )
     assert float(right) < float(reverse)
 
