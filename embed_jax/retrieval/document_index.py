@@ -14,7 +14,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -261,8 +261,11 @@ class DocumentIndex(abc.ABC):
         self._state = self._snapshots.read(self._load)
 
 
+I = TypeVar("I", bound=DocumentIndex)
+
+
 def build_documents(
-    index: type[DocumentIndex],
+    index: type[I],
     path: str | Path,
     documents: Iterable[IndexDocument],
     empty: IndexState,
@@ -270,8 +273,8 @@ def build_documents(
     identity: Mapping[str, Any],
     replace: bool,
     progress: ShowProgress,
-) -> None:
-    """Builds an index whose documents are read once.
+) -> I:
+    """Builds and opens an index whose documents are read once.
 
     Args:
         index: its class.
@@ -298,6 +301,7 @@ def build_documents(
         details = dict(index.finish(folder, placed, empty))
         details["stores_texts"] = bool(empty.description.get("stores_texts"))
         description |= describe_index(index.kind, identity, placed, details)
+    return index(path, identity)
 
 
 def _without(

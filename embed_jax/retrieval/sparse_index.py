@@ -59,7 +59,7 @@ def build_sparse_index(
     documents = iter(documents)
     first = list(itertools.islice(documents, 1))
     dim = first[0][1].shape[-1] if first and hasattr(first[0][1], "tocsr") else 0
-    build_documents(
+    return build_documents(
         SparseIndex,
         path,
         itertools.chain(first, documents),
@@ -68,7 +68,6 @@ def build_sparse_index(
         replace=replace,
         progress=progress,
     )
-    return SparseIndex(path, identity)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

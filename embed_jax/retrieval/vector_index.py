@@ -98,7 +98,7 @@ def build_vector_index(
         "parameters": parameters,
     }
     options |= {"dim": None, "serials": 0, "stores_texts": store_texts}
-    build_documents(
+    return build_documents(
         VectorIndex,
         path,
         documents,
@@ -107,7 +107,6 @@ def build_vector_index(
         replace=replace,
         progress=progress,
     )
-    return VectorIndex(path, identity)
 
 
 def ivf_pq(documents: int, dim: int) -> str:

@@ -74,7 +74,7 @@ def build_word_index(
         RunError: the files can't be written.
     """
     options = {"k1": k1, "b": b, "stores_texts": store_texts}
-    build_documents(
+    return build_documents(
         WordIndex,
         path,
         documents,
@@ -83,7 +83,6 @@ def build_word_index(
         replace=replace,
         progress=progress,
     )
-    return WordIndex(path, identity)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
