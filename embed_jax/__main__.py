@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "scores on tasks and suites, comparisons, leaderboards, diagnoses",
     "encode": "embeddings of a file of texts",
     "index": "an index of a corpus on disk, for search",
-    "search": "searches indexes, in stages and within a time",
+    "search": "searches indexes, in stages and within a time; serves them as a page",
     "gate": "may a search be served: cases, forbidden documents, thresholds, a baseline",
     "mine": "hard negatives from a search",
     "annotate": "scores of a teacher for pairs, lists or runs",

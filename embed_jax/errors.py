@@ -26,6 +26,7 @@ EXTRAS = {
     "datasets": "data",
     "faiss": "search",
     "grain": "train",
+    "jinja2": "serve",
     "matplotlib": "plots",
     "mteb": "peers",
     "onnx": "onnx",
@@ -33,8 +34,10 @@ EXTRAS = {
     "pyarrow": "data",
     "sentence_transformers": "peers",
     "sklearn": "eval",
+    "starlette": "serve",
     "tensorflow_datasets": "train",
     "torch": "peers",
+    "uvicorn": "serve",
     "wandb": "train",
 }
 

@@ -121,6 +121,8 @@ def private_attributes() -> set[str]:
                     defined.add(name)
                 case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                     defined.add(name)
+                case ast.AsyncFunctionDef(name=name):
+                    defined.add(name)
     in_dotted_names = {part for name in foreign_names() for part in name.split(".")}
     return {f".{name}" for name in used - defined - in_dotted_names}
 

@@ -34,13 +34,13 @@ STEPS = (
     ),
     ("text_model",),
     ("sentence", "cross_encoder", "late_interaction", "catalogue"),
-    ("sparse", "multi_head"),
+    ("sparse", "multi_head", "matches"),
     ("routed", "static"),
     ("loading",),
     ("retrieval", "export"),
     ("corpus_index",),
     ("evals", "pipelines"),
-    ("train",),
+    ("train", "serve"),
     ("experiments",),
     ("scripts",),
     ("__main__",),  # the console command starts what is above it
@@ -80,6 +80,8 @@ HEAVY |= {
     "torch",
 }
 HEAVY |= {"tqdm", "wandb"}
+HEAVY |= {"jinja2", "starlette", "uvicorn"}
+WEB = "embed_jax/serve/"  # nothing but what answers requests, in starlette's terms
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
 # Subpackages that need only jax, flax, optax, transformers, jaxtyping and numpy. They must work
@@ -99,7 +101,7 @@ NOT_FOR_A_MODEL += [
     f"encoders.{name}"
     for name in ("deberta", "decoder", "gte", "modernbert", "nomic", "t5", "static")
 ]
-ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
+ABSENT = HEAVY - {"absl", "jinja2", "orbax", "rich", "scipy", "tqdm"}
 
 PACKAGES = ("embed_jax", "experiments", "scripts")
 FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
@@ -260,7 +262,7 @@ def test_heavy_libraries_are_imported_where_they_are_used():
     wrong = [
         f"{path}:{line}: {name}"
         for path, tree in TREES.items()
-        if path.startswith("embed_jax/") and path != TFDS_BUILDER
+        if path.startswith("embed_jax/") and path != TFDS_BUILDER and not path.startswith(WEB)
         for name, line in imports(at_import_time(tree), path)
         if name.split(".")[0] in HEAVY
     ]

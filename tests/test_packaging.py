@@ -48,7 +48,7 @@ def test_wheel_has_every_module_and_config_and_no_results(wheel):
     expected = {
         (path if path.parts[0] == "embed_jax" else Path("embed_jax", path)).as_posix()
         for name in SOURCES
-        for pattern in ("*.py", "*.yaml", "py.typed")
+        for pattern in ("*.py", "*.yaml", "py.typed", "*.html", "*.css", "*.js", "*.svg")
         for path in (file.relative_to(ROOT) for file in (ROOT / name).rglob(pattern))
         if "results" not in path.parts
     }

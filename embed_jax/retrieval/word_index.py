@@ -7,6 +7,7 @@ texts. A search maps it from the disk.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -148,6 +149,28 @@ class WordIndex(DocumentIndex):
             positions = np.flatnonzero(matches)
             results.append(state.best(positions, scores[positions], k))
         return results
+
+    def word_scores(self, query: str, documents: Sequence[str]) -> list[dict[str, float]]:
+        """Returns what each word of a query adds to the scores of documents, the largest first.
+
+        Words that add nothing are left out. A word that comes twice in the query counts twice.
+
+        Args:
+            query: a text.
+            documents: ids of documents in the index.
+        """
+        (words,) = text_words([query])
+        state = self._state
+        positions = [state.positions[document] for document in documents]
+        scores: list[dict[str, float]] = [{} for _ in documents]
+        for word, count in collections.Counter(words).items():
+            ids = state.word_ids(word)
+            if not ids:
+                continue
+            values = count * np.asarray(state.matrix.get_scores_from_ids(ids))[positions]
+            for own, value in zip(scores, values.tolist(), strict=True):
+                own |= {word: value} if value > 0 else {}
+        return [dict(sorted(own.items(), key=lambda item: -item[1])) for own in scores]
 
     def size(self) -> dict[str, float]:
         """Returns bytes by part and by document.

@@ -16,6 +16,7 @@ from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
 from . import (
+    clients,
     indexes,
     loss,
     maxsim,
@@ -33,6 +34,7 @@ from . import (
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench clients --url http://127.0.0.1:8000
   python -m scripts.bench indexes --vectors sentences.npy --documents 1000000
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench maxsim
@@ -102,6 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         speed.bench_train,
     )
     for name, text, module, run in (
+        ("clients", "latency of a server under load", clients, clients.bench_clients),
         (
             "indexes",
             "time, memory and recall of indexes of one vector a document",

@@ -3,6 +3,10 @@
 With --budget-ms the stages are measured here (or taken from --costs), and the shortlist and the
 candidates or probes of the search are chosen that fit and bring most of the documents that exact
 search finds.
+
+With --serve a page in the browser shows any two stages, or any two pipelines, side by side and why
+documents moved; its models answer at /v1/embeddings (OpenAI's form) and /rerank (Cohere's and
+Jina's).
 """
 
 from __future__ import annotations
@@ -32,12 +36,19 @@ EXAMPLES = """examples:
   python -m scripts.search --index indexes/dense --rerank runs/reranker/model --queries scifact \\
       --budget-ms 200
   python -m scripts.search --budget-ms 200 --costs encode=10,search=40,rerank=15 \\
-      --documents 2000000"""
+      --documents 2000000
+  python -m scripts.search --serve --index indexes/words --index indexes/dense \\
+      --rerank runs/reranker/model
+  python -m scripts.search --serve --pipeline configs/pipelines/bm25.yaml \\
+      --pipeline configs/pipelines/dense.yaml --corpus scifact --indexes indexes/scifact
+  python -m scripts.search --serve --endpoint sentence-transformers/all-MiniLM-L6-v2"""
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    if args.costs is not None and not args.index:
+    if args.serve:
+        run_server(args)
+    elif args.costs is not None and not args.index:
         print_plan(args.costs, args.budget_ms, args.shortlist, args.documents)
     elif args.output is None:
         run(args, None)
@@ -80,7 +91,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     budget.add_argument(
         "--documents", type=int, default=0, help="how long the reranker would take for N documents"
     )
+    page = parser.add_argument_group("page and endpoints")
+    page.add_argument("--serve", action="store_true", help="serve a page in place of a search")
+    page.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at (default: this machine only)"
+    )
+    page.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    page.add_argument(
+        "--pipeline",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="YAML file of a pipeline, see configs/pipelines, in place of --index; may be repeated",
+    )
+    page.add_argument("--corpus", type=Path, help="of --pipeline: BEIR's directory or JSONL")
+    page.add_argument("--indexes", type=Path, help="of --pipeline: folder to keep indexes in")
+    page.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another model for the endpoints, an embedder or a reranker; may be repeated",
+    )
     args = parser.parse_args(argv)
+    check_serving(parser, args)
     from embed_jax.evals.budget import parse_costs
 
     args.costs = parse_costs(args.costs) if args.costs else None
@@ -90,11 +125,80 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                          f"{getattr(args, option)}")  # fmt: skip
     if args.costs is not None and not args.budget_ms:
         parser.error("--costs: for --budget-ms")
+    if args.serve:
+        return args
     if not args.index and args.costs is None:
         parser.error("--index: expected one or more")
     if args.index and not (args.query or args.queries):
         parser.error("expected queries, as arguments or as --queries FILE")
     return args
+
+
+def check_serving(parser: Parser, args: argparse.Namespace) -> None:
+    """Exits with a one-line error for options that do not go with --serve, or need it."""
+    if not args.serve:
+        for option in ("pipeline", "corpus", "indexes", "endpoint"):
+            if getattr(args, option):
+                parser.error(f"--{option}: for --serve")
+        return
+    for option in ("query", "queries", "output", "budget_ms", "costs"):
+        if getattr(args, option):
+            parser.error(f"--serve: expected no {option.replace('_', '-')}, the page asks for it")
+    if not (args.index or args.pipeline or args.endpoint):
+        parser.error("--serve: expected --index, --pipeline or --endpoint")
+    if args.pipeline and args.index:
+        parser.error("--pipeline: expected no --index beside it")
+    if args.pipeline and args.where:
+        parser.error("--where: for --index")
+    if bool(args.pipeline) != bool(args.corpus and args.indexes):
+        parser.error("--pipeline: goes with --corpus and --indexes")
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port: expected 0 to {2**16 - 1}, found {args.port}")
+
+
+def run_server(args: argparse.Namespace) -> None:
+    """Opens what is served, and serves it."""
+    from embed_jax.corpus_index import Models
+    from embed_jax.errors import require
+    from embed_jax.runtime import enable_compilation_cache
+
+    for library in ("starlette", "uvicorn", "jinja2"):
+        require(library)
+    from .serving import serve, serve_indexes, serve_pipelines
+
+    enable_compilation_cache()
+    models, allowed, searches = Models(), read_allowed(args.allowed), {}
+    if args.index:
+        searches["search"] = serve_indexes(
+            args.index,
+            args.model,
+            args.rerank,
+            args.fusion,
+            models,
+            shortlist=args.shortlist,
+            allowed=allowed,
+            where=parse_filter(args.where),
+        )
+    elif args.pipeline:
+        searches = serve_pipelines(
+            args.pipeline, args.corpus, args.indexes, models, allowed=allowed
+        )
+    serve(searches, args.endpoint, models, args.host, args.port)
+
+
+def read_allowed(path: Path | None) -> list[str] | None:
+    """Reads the ids that may be served, one a line; None: all may be.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"--allowed: {path} cannot be read: {reason}") from None
 
 
 def run(args: argparse.Namespace, path: Path | None) -> None:
@@ -109,9 +213,7 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
         queries |= read_queries(args.queries)
     check_queries(list(queries.values()))
     where = parse_filter(args.where)
-    allowed = None
-    if args.allowed is not None:
-        allowed = args.allowed.read_text(encoding="utf-8").splitlines()
+    allowed = read_allowed(args.allowed)
     pipeline, indexes = open_stages(args.index, args.model, args.rerank, args.fusion)
     pipeline = dataclasses.replace(pipeline, shortlist=args.shortlist or 100)
     if args.budget_ms:

@@ -9,6 +9,31 @@ from typing import Any
 from embed_jax.errors import InputError
 
 
+def query_models(paths: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """Returns the name of the model of each index' queries, by the indexes' names; "" for BM25.
+
+    Args:
+        paths: of the indexes.
+        names: models of those that have one, in their order; the others have the one in their
+            files.
+
+    Raises:
+        InputError: several indexes have the same name, or fewer have a model than are named.
+    """
+    from embed_jax.retrieval.indexes import open_index
+
+    own_names, models = iter(names), {}
+    for path in paths:
+        stored = open_index(path).identity
+        if path.name in models:
+            raise InputError(f"--index: two have the name {path.name!r}")
+        has_model = bool(stored.get("model"))
+        models[path.name] = (next(own_names, "") or stored.get("name", "")) if has_model else ""
+    if rest := list(own_names):
+        raise InputError(f"--model: no index for {rest[0]}")
+    return models
+
+
 def open_stages(
     paths: Sequence[Path],
     names: Sequence[str],
@@ -20,8 +45,8 @@ def open_stages(
 
     Args:
         paths: of the indexes.
-        names: models of the indexes that have one, where they are not those of the index.
-        reranker: a model or a score file; "": no reranking.
+        names: see `query_models`.
+        reranker: see `open_scorer`; "": no reranker.
         fusion: one of FUSIONS.
         models: to share with others, `corpus_index.Models`.
 
@@ -35,12 +60,13 @@ def open_stages(
     from embed_jax.retrieval.pipeline_spec import ChunkSpec, RetrieverSpec
     from embed_jax.retrieval.search import Pipeline
 
-    models, own_names = models or Models(), iter(names)
+    models = models or Models()
+    model_of = query_models(paths, names)
     indexes, retrievers, first = {}, {}, None
     for path in paths:
         index = open_index(path)
         stored = dict(index.identity)
-        model = (next(own_names, "") or stored.get("name", "")) if stored.get("model") else ""
+        model = model_of[path.name]
         chunks = stored.get("chunks")
         spec = RetrieverSpec(
             "exact",
@@ -53,13 +79,9 @@ def open_stages(
         if model:  # another model with the same files is the same
             identity = {**stored, "model": models.digest(model)}
             index = open_index(path, identity)
-        if path.name in retrievers:
-            raise InputError(f"--index: two have the name {path.name!r}")
         indexes[path.name] = index
         retrievers[path.name] = pipelines.open_retriever(index, spec, model, models)
         first = first or (index, bool(chunks))
-    if rest := list(own_names):
-        raise InputError(f"--model: no index for {rest[0]}")
     assert first is not None, "parse asks for an index"
     scorer = None
     if reranker:
