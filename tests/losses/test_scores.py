@@ -36,6 +36,7 @@ BATCH, DIM, LENGTHS, DEVICES = 8, 4, (3, 7, 7), 4
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+@functools.cache
 def token_columns():
     """Returns columns of 3 query tokens and 7 document tokens, some of them masked.
 
@@ -245,6 +246,7 @@ def test_tiles_give_the_same():
         assert_same(result, dense_gradients()[name])
 
 
+@pytest.mark.slow  # a program of all losses for each form, on four devices
 @pytest.mark.parametrize("form", ["dense", "ring"])
 def test_four_devices_give_the_same(form):
     columns = token_columns()
@@ -413,7 +415,7 @@ def test_anchors_and_positives_swapped_keep_their_sides():
 def test_two_texts_of_one_side_are_refused_in_one_line(loss):
     columns = token_columns()
     with pytest.raises(InputError, match="'maxsim' compares a query with a document") as refused:
-        loss.on_world(columns, LocalWorld(columns), {})
+        jax.eval_shape(lambda: loss.on_world(columns, LocalWorld(columns), {}))
     assert "\n" not in str(refused.value)
 
 
@@ -424,7 +426,7 @@ def test_a_loss_of_vectors_refuses_tokens_in_one_line(name):
         loss = build_loss(name)
         most = loss.about.columns[1] or 3
         columns = columns.select(range(most))
-        loss.on_world(columns, LocalWorld(columns), {})
+        jax.eval_shape(lambda: loss.on_world(columns, LocalWorld(columns), {}))
 
 
 def test_scores_by_name():
