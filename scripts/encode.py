@@ -16,6 +16,7 @@ ids as OUTPUT.ids.json. A shard that is there is not encoded again.
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import sys
 import time
@@ -227,10 +228,16 @@ def encode_shard(args: argparse.Namespace) -> None:
     model, dim = open_model(args)
     calibration = read_calibration(args, dim)
     began, rows = time.monotonic(), shard.rows
-    blocks = embed_texts(args, model, itertools.islice(texts(args), rows.start, rows.stop))
+    names: collections.deque[str] = collections.deque()  # of texts that were read
+
+    def own_texts() -> Iterator[str]:
+        for name, text in itertools.islice(records(args), rows.start, rows.stop):
+            names.append(name)
+            yield text
+
+    blocks = embed_texts(args, model, own_texts())
     codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
-    names = (name for name, _ in itertools.islice(records(args), rows.start, rows.stop))
-    write_shard(args.output, shard, names, codes)
+    write_shard(args.output, shard, (names.popleft() for _ in rows), codes)
     seconds = time.monotonic() - began
     print(f"{file}: texts {rows.start} to {rows.stop} of {survey.texts}, {seconds:.1f} s")
 

@@ -324,3 +324,52 @@ def test_bad_use_of_shards_is_refused(refused, tiny_model, corpus, tmp_path):
     output = ("--output", tmp_path / "out.npy")
     assert "no shards; scripts.encode" in refused(encode, "--merge", tmp_path, *output)
     assert "expected --model and --input" in refused(encode, *output, "--input", corpus)
+
+
+# Encodes several shards in blocks of 16 texts; "stuck" stops within the writing of the first one.
+WORKER = """
+import sys, time
+from embed_jax.data import window
+from embed_jax.retrieval import shards
+from scripts import encode
+window.WINDOW = 16
+names, stuck, *arguments = sys.argv[1:]
+if stuck:
+    shards._hash_file = lambda path: print("writing", flush=True) or time.sleep(600)
+for name in names.split(","):
+    sys.argv = ["encode", *arguments, "--shard", name]
+    encode.main()
+"""
+
+
+@pytest.mark.slow
+def test_eight_shards_of_four_processes_one_of_which_is_killed(
+    run, refused, tiny_model, corpus, tmp_path, monkeypatch
+):
+    """SIGKILL while a shard is written: only that process' two shards are encoded again."""
+    pytest.importorskip("pyarrow")
+    base = ("--model", str(tiny_model), "--input", str(corpus), "--output", str(tmp_path / "s"))
+
+    def start(number, stuck=""):
+        command = [sys.executable, "-c", WORKER, f"{number}/8,{number + 4}/8", stuck, *base]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    workers = [start(0), start(1, "stuck"), start(2), start(3)]
+    while "writing" not in workers[1].stdout.readline():
+        assert workers[1].poll() is None
+    workers[1].kill()
+    assert [worker.wait() for worker in workers] == [0, -9, 0, 0]
+    assert list((tmp_path / "s").glob(".shard-00001-of-00008.parquet.*"))
+    merge = ("--merge", tmp_path / "s", "--output", tmp_path / "merged.npy")
+    assert "2 of 8 shards missing: run again with --shard 1/8, 5/8" in refused(encode, *merge)
+    assert start(1).wait() == 0
+    monkeypatch.setattr("embed_jax.data.window.WINDOW", 16)
+    assert run(encode, *merge)[0] == 0
+    assert not list((tmp_path / "s").glob(".*"))
+    one = subprocess.run(
+        [sys.executable, "-c", WORKER.replace('*arguments, "--shard", name', "*arguments"), "-", "",
+         *base[:-1], str(tmp_path / "one.npy")],
+        cwd=ROOT, check=True, timeout=600,
+    )  # fmt: skip
+    assert one.returncode == 0
+    assert (tmp_path / "merged.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
