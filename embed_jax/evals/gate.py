@@ -91,7 +91,7 @@ class GateReport:
     served: Run
     baseline: BaselineLoss | None
     times: StageTimes | None
-    searched: Mapping[str, Any]
+    searched: Mapping[str, Mapping[str, Any]]
 
     @property
     def passed(self) -> bool:
@@ -144,7 +144,7 @@ def run_gate(
     ids: Collection[str],
     baseline: Run | None = None,
     timed_queries: int = 50,
-    searched: Mapping[str, Any] | None = None,
+    searched: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GateReport:
     """Searches for the cases, and checks what is served.
 

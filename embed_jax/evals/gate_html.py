@@ -13,7 +13,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 caption { text-align: left; font-weight: bold; }
 th, td { border: 1px solid #888; padding: .3rem .6rem; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; max-width: 30rem; }
 .passed::before { content: "\\2713  "; } .failed::before { content: "\\2717  "; }
 .failed { font-weight: bold; }
 """
@@ -51,7 +51,10 @@ def gate_html(report: GateReport) -> str:
         for case in report.spec.cases
     ]
     parts.append(_table("Cases", ["case", "query", "expected", "served, best first"], rows))
-    searched = [[str(name), str(value)] for name, value in report.searched.items()]
+    searched = [
+        [name, ", ".join(f"{key}: {value}" for key, value in made_of.items())]
+        for name, made_of in report.searched.items()
+    ]
     if searched:
         parts.append(_table("What was searched", ["index", "made of"], searched))
     policy = "default-src 'none'; style-src 'unsafe-inline'"
