@@ -27,6 +27,7 @@ EXTRAS = {
     "faiss": "search",
     "grain": "train",
     "jinja2": "serve",
+    "lancedb": "lance",
     "matplotlib": "plots",
     "mteb": "peers",
     "onnx": "onnx",

@@ -33,11 +33,10 @@ from embed_jax.corpus_index import (
 from embed_jax.errors import InputError
 from embed_jax.pair_scores import BoundCrossEncoder, PairScorer, check_ranks
 from embed_jax.retrieval.document_index import IndexDocument, ShowProgress, no_progress
-from embed_jax.retrieval.indexes import Index, build_index, open_index
+from embed_jax.retrieval.indexes import Index, build_index, index_exists, open_index
 from embed_jax.retrieval.pipeline_spec import PipelineSpec, RetrieverSpec
 from embed_jax.retrieval.search import Pipeline, Retriever, index_retriever
 from embed_jax.retrieval.text_chunks import fold_chunks
-from embed_jax.snapshots import DESCRIPTION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _refreshed(
         some = {name: texts[name] for name in names}
         return index_documents(spec, model, some, models, corpus=corpus)
 
-    if (path / DESCRIPTION).is_file():
+    if index_exists(path):
         index = open_index(path, identity)
         refresh_index(index, texts, documents, is_late=is_late(spec))
         return index

@@ -139,8 +139,6 @@ class Snapshots:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        import fcntl
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             others = [
@@ -150,18 +148,35 @@ class Snapshots:
             ]
             if others and not self.exists():
                 raise InputError(f"{self.path}: not an index, it has the file {min(others)!r}")
-            lock = (self.path / LOCK).open("ab")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                # The system releases the lock however the process ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.path}: another process is writing to it") from None
+        with write_lock(self.path):
             for beside in self.path.glob(f".{DESCRIPTION}.*"):
                 beside.unlink(missing_ok=True)
             yield
+
+
+@contextlib.contextmanager
+def write_lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write to a folder, which is created.
+
+    Raises:
+        InputError: another process writes, or the folder can't be written to.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("ab")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            # The system releases the lock however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is writing to it") from None
+        yield
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from embed_jax.atomic import plain_json, replaced
@@ -105,6 +105,20 @@ def check_picture(parser: OneLineParser, option: str, path: Path | None) -> None
         parser.error(
             f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}"
         )
+
+
+def index_path(text: str) -> Path | str:
+    """Returns the folder of an index, or an address such as "s3://bucket/index" as it is."""
+    return text if "://" in text else Path(text)
+
+
+def index_name(path: Path | str) -> str:
+    """Returns the last part of a folder or address of an index.
+
+    >>> index_name("s3://bucket/indexes/dense")
+    'dense'
+    """
+    return PurePosixPath(str(path)).name
 
 
 def named(options: Sequence[str], option: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line
 
-from .commands import Parser, print_table, whole_file, write_json
+from .commands import Parser, index_path, print_table, whole_file, write_json
 from .evaluate.pipelines import roles
 
 EXAMPLES = """examples:
@@ -53,7 +53,9 @@ def main() -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.gate", __doc__, EXAMPLES)
     parser.add_argument("cases", type=Path, help="YAML file of the gate")
-    parser.add_argument("--index", action="append", default=[], type=Path, help="may be repeated")
+    parser.add_argument(
+        "--index", action="append", default=[], type=index_path, help="may be repeated"
+    )
     parser.add_argument(
         "--model", action="append", default=[], help="of each --index (default: that of the index)"
     )
@@ -140,7 +142,7 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def open_indexes(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     names: Sequence[str],
     reranker: str,
     fusion: str,
@@ -186,7 +188,7 @@ def open_indexes(
     return pipeline, documents[first], searched
 
 
-def check_fresh(path: Path, index: Any, texts: Mapping[str, str]) -> None:
+def check_fresh(path: Path | str, index: Any, texts: Mapping[str, str]) -> None:
     """Raises an InputError if an index is of other texts."""
     changes = dataclasses.asdict(index.changes(texts))
     if any(changes.values()):

@@ -18,13 +18,14 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line
 
-from .commands import Parser
+from .commands import Parser, index_path
 
-KINDS = ("exact", "int8", "binary", "hnsw", "ivf-pq", "bm25", "sparse", "multi-vector")
+KINDS = ("exact", "int8", "binary", "hnsw", "ivf-pq", "lance", "bm25", "sparse", "multi-vector")
 EXAMPLES = """kinds:
   exact           every document, by its vector
   int8, binary    8 bits or 1 bit a dimension; the best are scored again by their vectors
   hnsw, ivf-pq    approximate, by FAISS; --factory names another of its indexes
+  lance           a LanceDB table; --output may be an address such as s3://bucket/index
   bm25            words
   sparse          a sparse model (SPLADE), exact
   multi-vector    a late-interaction model (ColBERT), compressed
@@ -49,7 +50,7 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.index", __doc__, EXAMPLES)
     parser.add_argument("--corpus", required=True, type=Path, help="documents, see above")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the index")
+    parser.add_argument("--output", required=True, type=index_path, help="folder of the index")
     parser.add_argument("--kind", choices=KINDS, default="exact", help="(default: %(default)s)")
     parser.add_argument("--model", default="", help="directory or hub name; not for bm25")
     parser.add_argument(
@@ -100,10 +101,9 @@ def run(args: argparse.Namespace) -> None:
     """Builds or updates the index, and prints its size."""
     from embed_jax import corpus_index
     from embed_jax.data.sources.beir import read_documents
-    from embed_jax.retrieval.indexes import build_index, open_index
+    from embed_jax.retrieval.indexes import build_index, index_exists, open_index
     from embed_jax.retrieval.pipeline_spec import ChunkSpec, RetrieverSpec
     from embed_jax.runtime import enable_compilation_cache
-    from embed_jax.snapshots import DESCRIPTION
 
     enable_compilation_cache()
     fields = [name for name in args.fields.split(",") if name]
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.vectors is not None:
         vectors = read_vectors(args.vectors, len(texts))
-    if (args.output / DESCRIPTION).is_file() and not args.replace:
+    if index_exists(args.output) and not args.replace:
         # Another path to the same files is the same model.
         identity["name"] = open_index(args.output).identity.get("name")
         index = open_index(args.output, identity)
@@ -205,7 +205,7 @@ def show_progress(total: int) -> Any:
     return advance
 
 
-def describe(path: Path, size: Mapping[str, float]) -> str:
+def describe(path: Path | str, size: Mapping[str, float]) -> str:
     """Returns a line about an index.
 
     >>> describe(Path("index"), {"documents": 10, "bytes per document": 300, "texts": 2000})

@@ -3,7 +3,7 @@
 #   bash scripts/test.sh                   bash scripts/test.sh tests/evals -k ndcg                bash scripts/test.sh -m slow
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh"
-setup_env train,data,search,eval,serve,plots,test
+setup_env train,data,search,lance,eval,serve,plots,test
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check --quiet .
 "$VENV_PYTHON" -m mypy

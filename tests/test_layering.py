@@ -59,6 +59,7 @@ COLLECTIVES = {
 }
 # Present only with an extra, or slow to import: imported inside the functions that use them.
 HEAVY = {
+    "lancedb",
     "absl",
     "bm25s",
     "datasets",

@@ -28,6 +28,7 @@ _MODULES = {
     "fusion": ("sort_results", "convex_combination", "reciprocal_rank_fusion"),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
     "indexes": ("Index", "build_index", "open_index"),
+    "lance_index": ("LanceIndex", "build_lance_index"),
     "mine": ("Mining", "mine_negatives", "mine_records"),
     "multi_vector": ("MultiVectorIndex", "build_multi_vector"),
     "passages": ("passage_search", "split_passages"),

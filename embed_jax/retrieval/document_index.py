@@ -71,12 +71,7 @@ class DocumentIndex(abc.ABC):
         """Opens the index; see `open_index`."""
         self.path, self._snapshots = Path(path), Snapshots(path, FORMAT)
         self._state = self._snapshots.read(self._load)
-        if identity is not None:
-            difference = first_difference(self.identity, plain_json(dict(identity)))
-            if difference:
-                raise InputError(
-                    f"{self.path}: of embeddings of another kind: {difference}; build it anew"
-                )
+        check_identity(path, self.identity, identity)
 
     @classmethod
     @abc.abstractmethod
@@ -409,6 +404,21 @@ def check_build(snapshots: Snapshots, replace: bool) -> None:
     """Raises an InputError if there is an index already, which is not to be replaced."""
     if snapshots.exists() and not replace:
         raise InputError(f"{snapshots.path}: holds an index already; replace=True builds it anew")
+
+
+def check_identity(
+    path: str | Path, stored: Mapping[str, Any], identity: Mapping[str, Any] | None
+) -> None:
+    """Raises an InputError if an index is of embeddings that depend on something else.
+
+    Args:
+        path: of the index.
+        stored: its identity.
+        identity: that of the queries; None: not compared.
+    """
+    if identity is not None:
+        if difference := first_difference(stored, plain_json(dict(identity))):
+            raise InputError(f"{path}: of embeddings of another kind: {difference}; build it anew")
 
 
 def check_counts(**counts: int) -> None:

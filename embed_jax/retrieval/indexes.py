@@ -19,6 +19,8 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument
 from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.lance_index import LanceIndex, build_lance_index
+from embed_jax.retrieval.lance_table import lance_exists
 from embed_jax.retrieval.multi_vector import MultiVectorIndex, build_multi_vector
 from embed_jax.retrieval.sparse_index import SparseIndex, build_sparse_index
 from embed_jax.retrieval.vector_index import IVF_PQ, VectorIndex, build_vector_index
@@ -69,6 +71,7 @@ _BUILD: Mapping[str, Callable[..., Index]] = {
     "binary": functools.partial(build_vector_index, factory="BFlat"),
     "hnsw": functools.partial(build_vector_index, factory="HNSW32"),
     "ivf-pq": functools.partial(build_vector_index, factory=IVF_PQ, parameters="nprobe=16"),
+    "lance": build_lance_index,
     "bm25": build_word_index,
     "sparse": build_sparse_index,
     "multi-vector": build_multi_vector,
@@ -93,16 +96,17 @@ def build_index(
     """Builds an index of one of the KINDS.
 
     Args:
-        path: a folder, which is created.
+        path: a folder, which is created; for "lance" also an address such as "s3://bucket/index".
         documents: (id, embedding), and perhaps text and fields. The embedding is a vector `[D]`;
             for "bm25" the text; for "sparse" a row of scipy's CSR; for "multi-vector" those of the
             tokens, `[n, d]`.
         identity: what the embeddings depend on, as JSON: model, prompts, ...
         kind: "exact"; "int8" and "binary", codes of 8 bits and 1 bit a dimension whose best are
             scored by the vectors; "hnsw" (Malkov and Yashunin 2018) and "ivf-pq" (Jégou et al.
-            2011), by FAISS; "bm25"; "sparse"; "multi-vector".
-        **options: of `build_vector_index` (another FAISS index: `factory`), `build_word_index`,
-            `build_sparse_index` or `build_multi_vector`.
+            2011), by FAISS; "lance", a LanceDB table on disk or in an object store; "bm25";
+            "sparse"; "multi-vector".
+        **options: of `build_vector_index` (another FAISS index: `factory`), `build_lance_index`,
+            `build_word_index`, `build_sparse_index` or `build_multi_vector`.
 
     Raises:
         InputError: for an unknown kind; see these two.
@@ -113,16 +117,23 @@ def build_index(
     return _BUILD[kind](path, documents, identity=identity, **options)
 
 
+def index_exists(path: str | Path) -> bool:
+    """Tells whether a folder, or an address such as "s3://bucket/index", has a whole index."""
+    return lance_exists(path) or "://" not in str(path) and Snapshots(path, FORMAT).exists()
+
+
 def open_index(path: str | Path, identity: Mapping[str, Any] | None = None) -> Index:
     """Opens an index of any kind; its large files are mapped, not read.
 
     Args:
-        path: the folder.
+        path: the folder; of a LanceDB index also an address such as "s3://bucket/index".
         identity: what the queries' embeddings depend on; None: not compared with the index's.
 
     Raises:
         InputError: there is no whole index, it is damaged, or has another identity.
     """
+    if "://" in str(path) or lance_exists(path):
+        return LanceIndex(path, identity)
     kind = Snapshots(path, FORMAT).read(lambda description, folder: str(description.get("kind")))
     if kind not in _OPEN:
         raise InputError(f"{path}: {unknown('kind of index', kind, tuple(_OPEN))}")

@@ -220,7 +220,7 @@ class VectorIndex(DocumentIndex):
         dim, similarity = state.description["dim"], state.description["similarity"]
         if not len(queries):
             return []
-        vectors = _check_vectors("queries", np.asarray(queries), dim, similarity, ndim=2)
+        vectors = check_vectors("queries", np.asarray(queries), dim, similarity, ndim=2)
         mask = state.mask(allowed, where)
         size = len(self) if mask is None else int(mask.sum())
         candidates = min(max(candidates, k), size)
@@ -260,7 +260,7 @@ class VectorIndex(DocumentIndex):
         cls, documents: Iterable[IndexDocument], state: VectorState
     ) -> Iterator[IndexEntry]:
         """Yields documents whose vectors fit, of length 1 for "cosine"."""
-        return _entries(documents, state.description)
+        return vector_entries(documents, state.description)
 
     @classmethod
     def encoded(
@@ -314,7 +314,7 @@ class VectorIndex(DocumentIndex):
         return CHUNK_ROWS
 
 
-def _check_vectors(
+def check_vectors(
     where: str, vectors: np.ndarray, dim: int | None, similarity: str, ndim: int = 1
 ) -> Float[np.ndarray, "..."]:
     """Returns a vector, or a matrix of them, in float32, of length 1 for "cosine"."""
@@ -335,13 +335,23 @@ def _check_vectors(
     return vectors / np.maximum(norms, 1e-12)
 
 
-def _entries(
+def vector_entries(
     documents: Iterable[IndexDocument], description: Mapping[str, Any]
 ) -> Iterator[IndexEntry]:
+    """Yields documents whose vectors fit, of length 1 for "cosine".
+
+    Args:
+        documents: see `build_vector_index`.
+        description: of the index: "dim", or None if the first vector decides; "similarity";
+            "stores_texts".
+
+    Raises:
+        InputError: for a vector that can't be used.
+    """
     dim, similarity = description["dim"], description["similarity"]
     for document in documents:
         name, vector = document[:2]
-        array = _check_vectors(f"document {name!r}", np.asarray(vector), dim, similarity)
+        array = check_vectors(f"document {name!r}", np.asarray(vector), dim, similarity)
         dim = len(array)
         yield make_entry(document, array[None], bool(description.get("stores_texts")))
 

@@ -27,7 +27,8 @@ ten best by exact search."""
 EXAMPLES = """examples:
   python -m scripts.bench indexes --vectors sentences.npy --documents 20000
   python -m scripts.bench indexes --vectors sentences.npy --documents 1000000 --json"""
-KINDS = "exact,int8,binary,hnsw,ivf-pq"
+KINDS = "exact,int8,binary,hnsw,ivf-pq,lance"
+DEFAULT_KINDS = "exact,int8,binary,hnsw,ivf-pq"
 WIDTHS = (34, 14)
 BLOCK = 4096  # vectors made and read at a time
 CLUSTERS = 256
@@ -51,12 +52,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         ("queries", 1000, "vectors of the file that are the queries"),
         ("changed", 10_000, "vectors that are added, and then deleted"),
         ("candidates", 128, "candidates of a search"),
-        ("probes", 16, "lists that ivf-pq looks at"),
+        ("probes", 16, "lists that ivf-pq and lance look at"),
     ):
         command.add_argument(
             f"--{name}", type=count, default=value, help=f"{text} (default: %(default)s)"
         )
-    command.add_argument("--kinds", default=KINDS, help="of indexes (default: %(default)s)")
+    command.add_argument(
+        "--kinds", default=DEFAULT_KINDS, help=f"of indexes: {KINDS} (default: %(default)s)"
+    )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -190,7 +193,7 @@ def measure_search(folder: str, kind: str, candidates: int, probes: int) -> dict
     path = Path(folder)
     queries = np.load(path / "queries.npy")
     options: dict[str, Any] = {"candidates": candidates}
-    if kind == "ivf-pq":
+    if kind in ("ivf-pq", "lance"):
         options["probes"] = probes
     milliseconds, runs, load = [], [], []
 

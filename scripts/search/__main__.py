@@ -21,7 +21,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line
 
-from ..commands import Parser, whole_file
+from ..commands import Parser, index_path, whole_file
 from .budget import plan, print_plan
 from .stages import open_stages, stored_texts
 
@@ -60,7 +60,9 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.search", __doc__, EXAMPLES)
     parser.add_argument("query", nargs="*", help="queries")
-    parser.add_argument("--index", action="append", default=[], type=Path, help="may be repeated")
+    parser.add_argument(
+        "--index", action="append", default=[], type=index_path, help="may be repeated"
+    )
     parser.add_argument(
         "--model",
         action="append",

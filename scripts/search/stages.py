@@ -8,8 +8,10 @@ from typing import Any
 
 from embed_jax.errors import InputError
 
+from ..commands import index_name
 
-def query_models(paths: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+
+def query_models(paths: Sequence[Path | str], names: Sequence[str]) -> dict[str, str]:
     """Returns the name of the model of each index' queries, by the indexes' names; "" for BM25.
 
     Args:
@@ -25,17 +27,18 @@ def query_models(paths: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
     own_names, models = iter(names), {}
     for path in paths:
         stored = open_index(path).identity
-        if path.name in models:
-            raise InputError(f"--index: two have the name {path.name!r}")
+        name = index_name(path)
+        if name in models:
+            raise InputError(f"--index: two have the name {name!r}")
         has_model = bool(stored.get("model"))
-        models[path.name] = (next(own_names, "") or stored.get("name", "")) if has_model else ""
+        models[name] = (next(own_names, "") or stored.get("name", "")) if has_model else ""
     if rest := list(own_names):
         raise InputError(f"--model: no index for {rest[0]}")
     return models
 
 
 def open_stages(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     names: Sequence[str],
     reranker: str,
     fusion: str,
@@ -66,7 +69,8 @@ def open_stages(
     for path in paths:
         index = open_index(path)
         stored = dict(index.identity)
-        model = model_of[path.name]
+        name = index_name(path)
+        model = model_of[name]
         chunks = stored.get("chunks")
         spec = RetrieverSpec(
             "exact",
@@ -79,8 +83,8 @@ def open_stages(
         if model:  # another model with the same files is the same
             identity = {**stored, "model": models.digest(model)}
             index = open_index(path, identity)
-        indexes[path.name] = index
-        retrievers[path.name] = pipelines.open_retriever(index, spec, model, models)
+        indexes[name] = index
+        retrievers[name] = pipelines.open_retriever(index, spec, model, models)
         first = first or (index, bool(chunks))
     assert first is not None, "parse asks for an index"
     scorer = None

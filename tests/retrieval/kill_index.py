@@ -4,6 +4,7 @@
         exact=30 hnsw=30
 
 Imports no JAX and calls no FAISS in the process that forks, so that a kill costs milliseconds.
+LanceDB runs threads, so its writers are new processes, and it comes last.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ from embed_jax.retrieval.words import word_pattern  # noqa: E402
 
 DIM = 16
 MODEL = {"model": "m", "prompts": {"query": "[Q] "}}
+LANCE = "lance"
 OPTIONS = {"ivf-pq": {"factory": "IVF2,PQ4x4"}}
 
 
@@ -103,12 +106,21 @@ def check(kind, path, state):
     index = open_index(path, MODEL)
     if sorted(index.ids) != sorted(map(str, state)):
         return False
+    if kind == LANCE:
+        return has_rows(index, state)
     right = {"multi-vector": has_tokens, "bm25": has_words, "sparse": has_weights}
     for chunk in index._state.chunks:
         made = [embedding_of(kind, int(name), state[int(name)]) for name in chunk.ids]
         if not right.get(kind, has_vectors)(index, chunk, made):
             return False
     return kind != "bm25" or has_matrix(index)
+
+
+def has_rows(index, state):
+    table = index._table.to_arrow()
+    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    made = [embedding_of(LANCE, int(name), state[int(name)]) for name in table["id"].to_pylist()]
+    return np.allclose(vectors.reshape(-1, DIM), unit_vectors(made), atol=1e-6)
 
 
 def unit_vectors(made):
@@ -173,6 +185,9 @@ def has_vectors(index, chunk, made):
 
 def in_child(function, *args):
     """Runs a function in a child process, and returns its id."""
+    if args[0] == LANCE:
+        command = [sys.executable, __file__, "call", function.__name__, *map(str, args)]
+        return subprocess.Popen(command).pid
     child = os.fork()
     if child:
         return child
@@ -213,6 +228,8 @@ def drill(kind, path, kills):
     for _ in range(kills):
         log.write_text("")
         child = in_child(write, kind, path, first, log)
+        if kind == LANCE:
+            wait(log, 1, 0)  # it imports
         wait(log, rng.randrange(1, 6), rng.uniform(0, 1.2))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -220,18 +237,25 @@ def drill(kind, path, kills):
         number = int(number)
         if event == "start":
             killed[next(itertools.islice(states(), number, None))[0]] += 1
-        child = in_child(recover, kind, path, number, state_file)
-        assert os.waitpid(child, 0)[1] == 0, "the index is in no state that it should be in"
+        if kind == LANCE:  # nothing is forked any more
+            recover(kind, path, number, state_file)
+        else:
+            child = in_child(recover, kind, path, number, state_file)
+            assert os.waitpid(child, 0)[1] == 0, "the index is in no state that it should be in"
         first = int(state_file.read_text())
         assert first == number + 1 or event == "start", "a finished write is gone"
     counts = {"kind": kind, "kills": kills, "in the midst of": killed, "operations": first}
     print(json.dumps(counts), flush=True)
     documents = [(str(name), embedding_of(kind, name, 0)) for name in range(20)]
+    if kind == LANCE:
+        return build(kind, path, documents)
     child = in_child(build, kind, path, documents)  # the next writer tidies up
     assert os.waitpid(child, 0)[1] == 0
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[2:]:
+    if sys.argv[1] == "call":
+        write(sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]), Path(sys.argv[6]))
+    for argument in sorted(sys.argv[2:], key=lambda text: text.startswith(LANCE)):
         kind, _, kills = argument.partition("=")
         drill(kind, Path(sys.argv[1]) / kind, int(kills))

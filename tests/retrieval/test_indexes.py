@@ -1,5 +1,7 @@
 """The interface that all indexes on disk share, and those of one vector a document."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -14,7 +16,9 @@ DIM = 16
 MODEL = {"model": "m", "prompts": {"query": "q: "}}
 OPTIONS = {"multi-vector": {"bits": 8, "partitions": 16}}
 OPTIONS["ivf-pq"] = {"factory": "IVF4,PQ4x4"}
-EXACT = ("exact", "bm25", "sparse")
+EXACT = ("exact", "lance", "bm25", "sparse")
+LANCE = pytest.mark.skipif(importlib.util.find_spec("lancedb") is None, reason="no LanceDB")
+MARKED = {kind: pytest.param(kind, marks=LANCE if kind == "lance" else ()) for kind in KINDS}
 WORDS = ["ähre", "boat", "cloud", "dune", "elm", "fjord", "grain", "harbour", "ivy", "jay"]
 
 
@@ -59,7 +63,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(sparse_index, "CHUNK_WEIGHTS", 400)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MARKED.values())
 def test_random_changes_leave_what_a_dictionary_holds(tmp_path, kind):
     pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
@@ -140,7 +144,7 @@ def test_faiss_passes_over_what_is_gone_until_it_is_built_anew(tmp_path, factory
     assert list(index.search(vectors[:1], 1)[0]) == ["d0"]
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", [MARKED[kind] for kind in EXACT])
 def test_of_equal_scores_larger_ids_come_first(tmp_path, kind):
     """It is the order of trec_eval: a run that is written and read keeps its order."""
     vectors = make_vectors(kind, 0, 100)
@@ -158,7 +162,7 @@ def test_of_equal_scores_larger_ids_come_first(tmp_path, kind):
     assert list(search(index, kind, vectors[:1], 2, allowed=few)[0]) == ["s07", "s03"]
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "bm25", "sparse", "multi-vector"])
+@pytest.mark.parametrize("kind", [MARKED[kind] for kind in (*EXACT, "hnsw", "multi-vector")])
 def test_texts_and_fields_follow_their_documents(tmp_path, kind):
     pytest.importorskip("faiss")
     vectors = make_vectors(kind, 0, 90)

@@ -1,5 +1,6 @@
 """SIGKILL at random moments of builds, additions, updates and deletions of indexes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from embed_jax.retrieval.indexes import KINDS, open_index
 
 pytest.importorskip("faiss")
 pytest.importorskip("bm25s")
+if importlib.util.find_spec("lancedb") is None:
+    KINDS = tuple(kind for kind in KINDS if kind != "lance")
 FEW = dict.fromkeys(KINDS, 1) | {"multi-vector": 3, "hnsw": 2, "bm25": 2}
 MANY = dict.fromkeys(KINDS, 15) | {"multi-vector": 40}
 
@@ -32,7 +35,7 @@ def test_kills_leave_the_old_state_or_the_new_one(tmp_path, kills):
     assert sum(interrupted) >= sum(kills.values()) // 2
     for kind in kills:
         index = open_index(tmp_path / kind)
-        assert len(list((tmp_path / kind).glob("snapshot-*"))) == 1
+        assert len(list((tmp_path / kind).glob("snapshot-*"))) == (kind != "lance")
         query = np.ones((1, 16), np.float32)
         queries = {"multi-vector": [query], "bm25": ["w1 w2"], "sparse": csr_array(query)}
         (run,) = index.search(queries.get(kind, query), 5)
