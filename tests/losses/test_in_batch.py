@@ -18,12 +18,10 @@ from embed_jax.world import make_columns, reduce_dense
 
 LOSSES = [info_nce, gte, qwen3, gist, dcl, siglip, mega_batch_margin]
 FORMS = ["dense", "tiled"]
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 2, 4), compiler_options={"xla_backend_optimization_level": 0}
-)
-def compiled(loss, columns, form, params, arguments):
+def results_and_gradient(loss, columns, form, params, arguments):
     def total(embeddings):
         changed = columns.replace(embeddings=embeddings)
         values, weights, metrics = loss.on_world(
@@ -32,6 +30,9 @@ def compiled(loss, columns, form, params, arguments):
         return jnp.sum(values * weights), (values, metrics)
 
     return jax.value_and_grad(total, has_aux=True)(columns.embeddings)
+
+
+compiled = jax.jit(results_and_gradient, static_argnums=(0, 2, 4), compiler_options=QUICKLY)
 
 
 def run(loss, columns, form="dense", params=None, **arguments):
@@ -63,26 +64,41 @@ def test_two_queries(form):
     np.testing.assert_array_equal(metrics["accuracy"], [1.0, 1.0])
 
 
-def one_query(positive, negative, form, **arguments):
-    """Makes a query with given dot products with its positive and with one hard negative."""
+def one_query(positive, negative, form, temperatures):
+    """Makes a query with given dot products with its positive and with one hard negative.
+
+    Returns the value and the gradient for each temperature, of one program.
+    """
     columns = make_columns(jnp.array([[[1.0, 0.0]], [[positive, 0.0]], [[negative, 1.0]]]))
-    return run(info_nce, columns, form, similarity="dot", **arguments)
+
+    def each(embeddings):
+        def value(embeddings, temperature):
+            own = columns.replace(embeddings=embeddings)
+            of = local_world(own, form, tile=3)
+            return info_nce.on_world(own, of, {}, similarity="dot", temperature=temperature)[0][0]
+
+        return [jax.value_and_grad(value)(embeddings, temperature) for temperature in temperatures]
+
+    results = jax.jit(each, compiler_options=QUICKLY)(columns.embeddings)
+    return [(float(value), np.stack(gradient)) for value, gradient in results]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_query(form):
-    values, _, _ = one_query(0.20, 0.90, form, temperature=0.05)
-    assert values[0] == pytest.approx(14.0, abs=1e-4)
-    for temperature, probability in ((1, 0.668188), (0.1, 0.999089), (0.05, 0.999999), (0.01, 1.0)):
-        values, _, _ = one_query(0.70, 0.0, form, temperature=float(temperature))
-        assert np.exp(-values[0]) == pytest.approx(probability, abs=1e-6)
+    ((value, _),) = one_query(0.20, 0.90, form, [0.05])
+    assert value == pytest.approx(14.0, abs=1e-4)
+    expected = {1.0: 0.668188, 0.1: 0.999089, 0.05: 0.999999, 0.01: 1.0}
+    values = [value for value, _ in one_query(0.70, 0.0, form, list(expected))]
+    np.testing.assert_allclose(
+        np.exp(-np.array(values)), list(expected.values()), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_loss_far_below_float32_resolution_is_not_zero(form):
     """log(1 + e^-14) = 8.315e-7, but logsumexp(logits) - logit rounds to 0 at 1000 and 986."""
-    values, gradient, _ = one_query(1000.0, 986.0, form, temperature=1.0)
-    assert values[0] == pytest.approx(8.315e-7, rel=0.01)
+    ((value, gradient),) = one_query(1000.0, 986.0, form, [1.0])
+    assert value == pytest.approx(8.315e-7, rel=0.01)
     assert np.isfinite(gradient).all()
     assert gradient[2, 0, 0] == pytest.approx(8.315e-7, rel=0.01)
 
@@ -92,8 +108,7 @@ def test_a_loss_far_below_float32_resolution_is_not_zero(form):
 QP, PQ, QQ, PP = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
 
 
-@pytest.mark.parametrize("batch", [2, 33])
-@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("negatives, batch", [(0, 2), (2, 33)])
 @pytest.mark.parametrize(
     "ours,settings",
     [
@@ -130,8 +145,7 @@ def test_multiple_negatives_ranking_of_any_batch(equals_torch, torch_model, embe
     equals_torch(info_nce, lambda features: reference(features, None), embeddings(3, batch))
 
 
-@pytest.mark.parametrize("batch", [2, 33])
-@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("negatives, batch", [(0, 2), (2, 33)])
 def test_multiple_negatives_symmetric_ranking(
     equals_torch, torch_model, embeddings, batch, negatives
 ):
@@ -154,8 +168,7 @@ def test_mega_batch_margin(equals_torch, torch_model, embeddings, batch):
     )
 
 
-@pytest.mark.parametrize("batch", [2, 33])
-@pytest.mark.parametrize("negatives", [0, 1])
+@pytest.mark.parametrize("negatives, batch", [(0, 33), (1, 2)])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -335,14 +348,14 @@ def test_sigmoid_by_the_formula(embeddings, negatives):
             total += np.log1p(np.exp(-sign * (np.exp(log_scale) * s((0, i), (c, j)) + bias)))
         return total / batch
 
-    @jax.jit
     def ours(embeddings, params):
         columns = make_columns(embeddings)
         world = local_world(columns, "tiled", tile=3)
         return jnp.mean(siglip.on_world(columns, world, params)[0])
 
     params = {"log_scale": jnp.float32(1.5), "bias": jnp.float32(-2.0)}
-    value, (gradient, by_params) = jax.value_and_grad(ours, argnums=(0, 1))(values, params)
+    compiled = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)), compiler_options=QUICKLY)
+    value, (gradient, by_params) = compiled(values, params)
     exact, h = np.asarray(values, np.float64), 1e-6
     assert float(value) == pytest.approx(naive(exact, 1.5, -2.0), rel=1e-5)
     slope = (naive(exact, 1.5 + h, -2.0) - naive(exact, 1.5 - h, -2.0)) / (2 * h)
@@ -374,18 +387,24 @@ def test_siglip_and_temperature_start_where_they_are_told():
 # ---- which texts are negatives -------------------------------------------------------------------
 
 
-def negatives_of_the_first(loss=info_nce.on_world, **leaves):
+@functools.partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
+def gradient_of_the_first(columns, mask_duplicates):
+    def first(embeddings):
+        own = columns.replace(embeddings=embeddings)
+        values, weights, _ = info_nce.on_world(
+            own, local_world(own), {}, mask_duplicates=mask_duplicates
+        )
+        return values[0], weights
+
+    return jax.grad(first, has_aux=True)(columns.embeddings)
+
+
+def negatives_of_the_first(mask_duplicates=True, **leaves):
     """Returns which of 4 examples' positives get a gradient from the first example's loss."""
     rng = np.random.default_rng(0)
     columns = make_columns(jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32), **leaves)
-
-    def first(embeddings):
-        changed = columns.replace(embeddings=embeddings)
-        return loss(changed, local_world(changed), {})[0][0]
-
-    return np.flatnonzero(
-        np.abs(jax.jit(jax.grad(first))(columns.embeddings)[1]).sum(-1) > 0
-    ).tolist()
+    gradient, _ = gradient_of_the_first(columns, mask_duplicates)
+    return np.flatnonzero(np.abs(gradient[1]).sum(-1) > 0).tolist()
 
 
 @pytest.mark.parametrize("mine,other", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -395,9 +414,7 @@ def test_examples_that_share_a_text_are_no_negatives(mine, other):
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 2, 3]
     text_hash = text_hash.at[other, 2].set(text_hash[mine, 0])
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 3]
-    assert negatives_of_the_first(
-        lambda *x: info_nce.on_world(*x, mask_duplicates=False), text_hash=text_hash
-    ) == [0, 1, 2, 3]
+    assert negatives_of_the_first(False, text_hash=text_hash) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -409,10 +426,8 @@ def test_examples_of_one_id_or_group_are_no_negatives(kind):
 def test_absent_texts_are_no_negatives_and_weigh_nothing():
     present = jnp.ones((2, 4), bool).at[1, 2].set(False)
     assert negatives_of_the_first(present=present) == [0, 1, 3]
-    columns = make_columns(jnp.ones((2, 4, 3)), present=present)
-    np.testing.assert_array_equal(
-        info_nce.on_world(columns, local_world(columns), {})[1], [1, 1, 0, 1]
-    )
+    columns = make_columns(jnp.ones((2, 4, 6)), present=present)
+    np.testing.assert_array_equal(gradient_of_the_first(columns, True)[1], [1, 1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -445,12 +460,16 @@ def test_similar_texts_are_masked(strategy, margin, limit):
 # ---- safety --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_degenerate_batches_are_finite(loss, form):
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_degenerate_batches_are_finite(loss):
     """All texts equal (no negatives), zero vectors, equal vectors, a batch of one example."""
     params = {"log_scale": jnp.float32(1.0), "bias": jnp.float32(0.0)} if loss is siglip else {}
     different, equal = make_columns(jnp.ones((3, 4, 3))).text_hash, jnp.ones((3, 4, 2), jnp.uint32)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def in_each_form(columns):
+        return [results_and_gradient(loss, columns, form, params, ()) for form in FORMS]
+
     for embeddings, text_hash in (
         (jnp.ones((3, 4, 3)), equal),
         (jnp.zeros((3, 4, 3)), different),
@@ -458,9 +477,7 @@ def test_degenerate_batches_are_finite(loss, form):
         (jnp.ones((2, 1, 3)), jnp.arange(4, dtype=jnp.uint32).reshape(2, 1, 2)),
     ):
         columns = make_columns(embeddings, guide=embeddings, text_hash=text_hash)
-        values, gradient, metrics = run(loss, columns, form, params)
-        assert np.isfinite(values).all() and np.isfinite(gradient).all()
-        assert all(np.isfinite(value).all() for value in metrics.values())
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(in_each_form(columns)))
 
 
 @pytest.mark.parametrize(
@@ -489,8 +506,7 @@ def test_wrong_use_is_refused_in_one_line(loss, arguments, message):
 
 
 @pytest.mark.parametrize("kind", ["logsumexp", "sum", "max"])
-@pytest.mark.parametrize("tile", [1, 3, 7, 100])
-def test_tiles_are_the_whole(kind, tile):
+def test_tiles_are_the_whole(kind):
     """Tiles may have any size, also one that does not divide the candidates.
 
     Rows, candidates and shared values have gradients.
@@ -514,12 +530,20 @@ def test_tiles_are_the_whole(kind, tile):
         return jnp.sum(result * jnp.arange(1.0, 6.0))
 
     arguments = rows, candidates, jnp.float32(0.7)
-    expected = jax.value_and_grad(lambda *x: total(reduce_dense, *x), argnums=(0, 1, 2))(*arguments)
-    tiled = jax.value_and_grad(lambda *x: total(reduce_tiled, *x, tile), argnums=(0, 1, 2))(
-        *arguments
-    )
-    for value, reference in zip(jax.tree.leaves(tiled), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(value, reference, atol=2e-6 * np.abs(reference).max())
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def each(*arguments):
+        def of(*options):
+            return jax.value_and_grad(lambda *x: total(*options[:1], *x, *options[1:]), (0, 1, 2))(
+                *arguments
+            )
+
+        return of(reduce_dense), [of(reduce_tiled, tile) for tile in (1, 3, 7, 100)]
+
+    expected, of_tiles = each(*arguments)
+    for tiled in of_tiles:
+        for value, reference in zip(jax.tree.leaves(tiled), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(value, reference, atol=2e-6 * np.abs(reference).max())
 
 
 def test_every_contrastive_loss_is_tested_here():
