@@ -86,14 +86,30 @@ def values_and_gradients(model, columns, losses, labels):
 
     @jax.jit
     def each(params):
-        def value(params, loss):
+        """The encoder runs forward once for all losses, and backward once for all slopes."""
+
+        def encode(params):
             embeddings = [encoder.apply(params, batch) for encoder, batch in packed]
-            values, weights, _ = loss(make_columns(embeddings, score=jnp.asarray(labels)))
+            return [column["tokens"] for column in embeddings], embeddings
+
+        tokens, pull_back, embeddings = jax.vjp(encode, params, has_aux=True)
+
+        def value(tokens, loss):
+            pairs = zip(embeddings, tokens, strict=True)
+            embedded = [{**column, "tokens": vectors} for column, vectors in pairs]
+            values, weights, _ = loss(make_columns(embedded, score=jnp.asarray(labels)))
             return jnp.sum(values * weights) / jnp.sum(weights)
 
-        return {name: jax.value_and_grad(value)(params, loss) for name, loss in losses.items()}
+        results = [jax.value_and_grad(value)(tokens, loss) for loss in losses.values()]
+        slopes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(slope for _, slope in results))
+        (gradients,) = jax.vmap(pull_back)(slopes)
+        return [value for value, _ in results], gradients
 
-    return each(model.params)
+    values, gradients = each(model.params)
+    return {
+        name: (values[number], jax.tree.map(lambda leaf, n=number: leaf[n], gradients))
+        for number, name in enumerate(losses)
+    }
 
 
 def on_world(loss, **arguments):

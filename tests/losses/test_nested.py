@@ -48,19 +48,29 @@ def columns():
 
 
 def mean_and_gradients(loss, columns, params, form="dense"):
-    def mean(embeddings, params):
-        changed = columns.replace(embeddings=embeddings)
-        values, weights, metrics = loss.on_world(
-            changed, local_world(changed, form, tile=3), params
-        )
-        return jnp.sum(values * weights) / jnp.sum(weights), metrics
+    return all_means_and_gradients([(loss, form)], columns, params)[0]
+
+
+def all_means_and_gradients(cases, columns, params):
+    """Returns (value, gradients, metrics) of each (loss, form), computed by one program."""
+
+    def of(loss, form, columns, params):
+        def mean(embeddings, params):
+            changed = columns.replace(embeddings=embeddings)
+            values, weights, metrics = loss.on_world(
+                changed, local_world(changed, form, tile=3), params
+            )
+            return jnp.sum(values * weights) / jnp.sum(weights), metrics
+
+        gradient = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)
+        return gradient(columns.embeddings, params)
 
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        gradient = jax.jit(
-            jax.value_and_grad(mean, argnums=(0, 1), has_aux=True), compiler_options=QUICKLY
+        compiled = jax.jit(
+            lambda *arrays: [of(*case, *arrays) for case in cases], compiler_options=QUICKLY
         )
-        (value, metrics), slopes = gradient(columns.embeddings, params)
-    return float(value), slopes, metrics
+        results = compiled(columns, params)
+    return [(float(value), slopes, metrics) for (value, metrics), slopes in results]
 
 
 def assert_close(result, expected, tolerance=2e-6):
@@ -163,9 +173,10 @@ def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
         return total, results[0][1], {}
 
     result = matryoshka(plain, dims="8,4,2", weights="1,0.5,3")
-    expected = mean_and_gradients(bind(by_hand), columns, params)
-    for form in ("dense", "tiled") if name in ONE_PASS else ("dense",):
-        value, slopes, metrics = mean_and_gradients(result, columns, params, form)
+    forms = ("dense", "tiled") if name in ONE_PASS else ("dense",)
+    cases = [(bind(by_hand), "dense"), *((result, form) for form in forms)]
+    expected, *results = all_means_and_gradients(cases, columns, params)
+    for value, slopes, metrics in results:
         assert value == pytest.approx(expected[0], rel=2e-6)
         assert_close(slopes, expected[1])
         assert {"loss/2", "loss/4", "loss/8"} <= metrics.keys()
