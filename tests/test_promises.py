@@ -6,6 +6,7 @@ tests/encoders, tests/test_errors.py.
 
 import ast
 import dataclasses
+import functools
 import json
 import pickle
 import re
@@ -42,6 +43,19 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 BATCH, DIM, DEVICES = 8, 6, 4
+# Beside those of in-batch negatives (see tests/parallel/test_devices.py), losses that reduce over
+# all texts of the world: it is held in tiles on one device, and whole and as a ring on four.
+REDUCING = (
+    "cosent",
+    "angle",
+    "angle_combined",
+    "contrastive_tension_in_batch",
+    "batch_hard_triplet",
+    "batch_hard_soft_margin_triplet",
+    "relational",
+    "uniformity",
+    "global_orthogonal",
+)
 
 
 def one_line(text: str) -> str:
@@ -95,21 +109,25 @@ def values_of(loss, columns, world, params):
     return values, weights
 
 
-def split_over_devices(function, columns):
-    """Returns `function(columns, world)` on four devices, which share the examples."""
+def split_over_devices(function, columns, form="dense"):
+    """Returns `function(columns, world, params)` on four devices, which share the examples.
+
+    Tiles have one candidate.
+    """
     mesh = jax.make_mesh(
         (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
     )
     specs = columns.map_examples(lambda leaf, axis: PartitionSpec(*[None] * axis, "data"))
 
-    def on_device(embeddings, columns):
+    def on_device(embeddings, params, columns):
         own = columns.replace(embeddings=embeddings)
-        return function(own, device_world(own, "dense", ("data",)))
+        world = dataclasses.replace(device_world(own, form, ("data",)), tile=1)
+        return function(own, world, lax.pcast(params, "data", to="varying"))
 
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(specs.embeddings, specs),
+        in_specs=(specs.embeddings, PartitionSpec(), specs),
         out_specs=PartitionSpec(),
     )
 
@@ -117,53 +135,64 @@ def split_over_devices(function, columns):
 def test_devices_do_not_matter():
     """README: Loss and gradient are the same on 1 and on 4 devices, for every loss."""
     registered = {name: lookup("loss", name) for name in REGISTRY["loss"]}
-    inputs = {
-        name: (some_columns(loss), loss.init(DIM, jax.random.key(0)))
-        for name, loss in registered.items()
-    }
+    assert set(REDUCING) <= registered.keys()
+    inputs = {}
+    for name, loss in registered.items():
+        columns = some_columns(loss)
+        # One example is missing, and a negative of another where there are negatives.
+        present = columns.present.at[:, 5].set(False).at[2:-1, 2].set(False)
+        inputs[name] = columns.replace(present=present), loss.init(DIM, jax.random.key(0))
 
     def mean(loss, columns, world, params, total):
         values, weights = values_of(loss, columns, world, params)
         return total(jnp.sum(values * weights)) / jnp.maximum(total(jnp.sum(weights)), 1e-12)
 
     def on_one(loss, columns, params):
-        def value(embeddings):
+        def value(embeddings, params):
             own = columns.replace(embeddings=embeddings)
-            return mean(loss, own, local_world(own), params, lambda total: total)
+            world = local_world(own, "tiled" if loss.name in REDUCING else "auto", tile=3)
+            return mean(loss, own, world, params, lambda total: total)
 
-        return jax.value_and_grad(value)(columns.embeddings)
+        return jax.value_and_grad(value, argnums=(0, 1))(columns.embeddings, params)
 
-    def on_four(loss, columns, params):
-        def function(own, world):
-            varying = lax.pcast(params, "data", to="varying")
-            return mean(loss, own, world, varying, lambda total: lax.psum(total, "data"))
+    def on_four(loss, columns, params, form="dense"):
+        def function(own, world, params):
+            return mean(loss, own, world, params, lambda total: lax.psum(total, "data"))
 
-        split = split_over_devices(function, columns)
-        return jax.value_and_grad(lambda embeddings: split(embeddings, columns))(columns.embeddings)
+        split = split_over_devices(function, columns, form)
+        gradient = jax.value_and_grad(split, argnums=(0, 1))
+        return gradient(columns.embeddings, params, columns)
 
-    def every(way):
-        def all_losses(inputs):
-            return {name: way(registered[name], *inputs[name]) for name in inputs}
+    def every(way, names):
+        @functools.partial(jax.jit, compiler_options=QUICKLY)
+        def of_losses(inputs):
+            return {name: way(registered[name], *each) for name, each in inputs.items()}
 
-        return jax.jit(all_losses, compiler_options=QUICKLY)(inputs)
+        # The time to compile a program grows faster than its size.
+        parts = [list(names)[start : start + 6] for start in range(0, len(names), 6)]
+        results = [of_losses({name: inputs[name] for name in part}) for part in parts]
+        return {name: result for part in results for name, result in part.items()}
 
-    on_1, on_4 = every(on_one), every(on_four)
-    for name in registered:
-        (value, gradient), (value_there, gradient_there) = on_1[name], on_4[name]
+    on_1, on_4 = every(on_one, registered), every(on_four, registered)
+    in_rings = every(functools.partial(on_four, form="ring"), REDUCING)
+    split = [((name, "dense"), each) for name, each in on_4.items()]
+    split += [((name, "ring"), each) for name, each in in_rings.items()]
+    for (name, form), (value_there, gradient_there) in split:
+        value, gradient = on_1[name]
         flat, flat_there = (
             np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
             for tree in (gradient, gradient_there)
         )
         assert np.linalg.norm(flat) > 1e-3, name
-        assert float(value_there) == pytest.approx(float(value), rel=1e-6), name
-        assert np.linalg.norm(flat_there - flat) <= 1e-6 * np.linalg.norm(flat), name
+        assert float(value_there) == pytest.approx(float(value), rel=1e-6), (name, form)
+        assert np.linalg.norm(flat_there - flat) <= 1e-6 * np.linalg.norm(flat), (name, form)
 
 
 def test_negatives_come_from_every_device():
     """README: In-batch negatives come from every device."""
     columns = some_columns(losses.info_nce)
 
-    def gathered(own, world):
+    def gathered(own, world, _):
         values, _ = values_of(losses.info_nce, own, world, {})
         index = lax.axis_index("data") * values.shape[0]
         empty = lax.pcast(jnp.zeros(BATCH), "data", to="varying")
@@ -174,7 +203,7 @@ def test_negatives_come_from_every_device():
         parts = jnp.stack(texts).reshape(len(texts), DEVICES, -1, DIM).swapaxes(0, 1)
         local = jax.vmap(lambda part: losses.info_nce(*part, temperature=0.05))(parts)
         whole = losses.info_nce(*texts, temperature=0.05)
-        return split_over_devices(gathered, columns)(texts, columns), whole, local.reshape(-1)
+        return split_over_devices(gathered, columns)(texts, {}, columns), whole, local.reshape(-1)
 
     split, whole, local = three_ways(columns.embeddings)
     np.testing.assert_allclose(split, whole, rtol=1e-5)
