@@ -366,10 +366,10 @@ def test_eight_shards_of_four_processes_one_of_which_is_killed(
     monkeypatch.setattr("embed_jax.data.window.WINDOW", 16)
     assert run(encode, *merge)[0] == 0
     assert not list((tmp_path / "s").glob(".*"))
-    one = subprocess.run(
+    whole = subprocess.run(
         [sys.executable, "-c", WORKER.replace('*arguments, "--shard", name', "*arguments"), "-", "",
          *base[:-1], str(tmp_path / "one.npy")],
         cwd=ROOT, check=True, timeout=600,
     )  # fmt: skip
-    assert one.returncode == 0
+    assert whole.returncode == 0
     assert (tmp_path / "merged.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
