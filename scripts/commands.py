@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,11 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(prog=prog, **options)
 
     def error(self, message: str) -> NoReturn:
+        unknown, _, names = message.partition("unrecognized arguments: ")
+        if not unknown and names:
+            name = names.split()[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 

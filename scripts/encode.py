@@ -69,7 +69,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output",
-        required=True,
         type=Path,
         help="the .npy file to write; with --shard the folder of all shards",
     )
@@ -122,7 +121,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.merge and (args.model or args.input):
         parser.error("--merge: expected no --model and no --input, the shards are encoded")
     if not args.merge and not (args.model and args.input):
-        parser.error("expected --model and --input")
+        parser.error("expected --model, --input and --output")
+    if not args.output:
+        parser.error("expected --output")
     if args.shard and args.shard != "auto":
         from embed_jax.retrieval.shards import parse_shard
 

@@ -142,7 +142,7 @@ def plant_loss(
         InputError: all queries together cannot lose as much.
 
     >>> scores = plant_loss(np.ones(100), 0.01, np.random.default_rng(0))
-    >>> round(1 - scores.mean(), 6), int((scores < 1).sum())
+    >>> round(float(1 - scores.mean()), 6), int((scores < 1).sum())
     (0.01, 3)
     """
     left = loss * len(values)

@@ -30,7 +30,7 @@ class Interval:
 def student_interval(values: Sequence[float]) -> Interval:
     """Computes Student's 95 % interval of a mean (Student 1908).
 
-    >>> student_interval([1.0, 2.0, 3.0]).high.__round__(3)
+    >>> round(student_interval([1.0, 2.0, 3.0]).high, 3)
     4.484
     """
     from scipy.stats import t
@@ -38,7 +38,7 @@ def student_interval(values: Sequence[float]) -> Interval:
     mean, n = math.fsum(values) / len(values), len(values)
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = t.ppf(0.975, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
