@@ -323,7 +323,7 @@ def test_bad_use_of_shards_is_refused(refused, tiny_model, corpus, tmp_path):
         assert message in refused(encode, *base, *options), options
     output = ("--output", tmp_path / "out.npy")
     assert "no shards; scripts.encode" in refused(encode, "--merge", tmp_path, *output)
-    assert "expected --model and --input" in refused(encode, *output, "--input", corpus)
+    assert "expected --model, --input and --output" in refused(encode, *output, "--input", corpus)
 
 
 # Encodes several shards in blocks of 16 texts; "stuck" stops within the writing of the first one.
