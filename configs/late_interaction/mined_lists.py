@@ -10,7 +10,8 @@ of short texts.
 
 Paper: Khattab and Zaharia (2020), "ColBERT", with negatives of the whole batch.
 Expected: no published number.
-Measured: not yet.
+Measured: nDCG@10 of 60 test claims of SciFact: BM25 0.689, all-MiniLM-L6-v2 0.655, after one epoch
+    of 500 lists 0.722 [0.630, 0.812].
 """
 
 from embed_jax.config import Experiment
