@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from embed_jax.errors import InputError
+
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
@@ -23,6 +25,35 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Yields whether this process has the lock of a file, which is created with its folder.
+
+    The system releases it however the process ends.
+
+    Args:
+        path: the file.
+        wait: until another process that has the lock releases it.
+
+    Raises:
+        InputError: the file can't be written to.
+    """
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_mine = True
+        except OSError:
+            is_mine = False
+        yield is_mine
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embed_jax.atomic import replaced
+from embed_jax.atomic import file_lock, replaced
 from embed_jax.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -163,19 +163,9 @@ def write_lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process writes, or the folder can't be written to.
     """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("ab")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            # The system releases the lock however the process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is writing to it") from None
+    with file_lock(folder / LOCK) as is_mine:
+        if not is_mine:
+            raise InputError(f"{folder}: another process is writing to it")
         yield
 
 

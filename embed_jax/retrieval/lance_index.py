@@ -263,7 +263,7 @@ class LanceIndex:
         names = list(ids)
         with one_writer(self.path):
             self._refresh()
-            for name in sorted(set(names) - self._stored(names)):
+            for name in sorted(set(names) - self._stored(names).keys()):
                 raise InputError(f"{self.path}: no document {name!r} to delete")
             if names:
                 with as_run_error(self.path):
@@ -350,26 +350,21 @@ class LanceIndex:
 
     def _rows(self, names: Sequence[str], column: str) -> list[Any]:
         """Returns the values of a column of documents, in their order."""
-        values: dict[str, Any] = {}
-        for start in range(0, len(names), BATCH):
-            some = list(names[start : start + BATCH])
-            query = (
-                self._table.search().where(among_ids(some)).select([ID, column]).limit(len(some))
-            )
-            table = self._fetch(query)
-            values |= dict(zip(*(table[c].to_pylist() for c in (ID, column)), strict=True))
+        values = self._stored(names, column)
         for name in names:
             if name not in values:
                 raise InputError(f"{self.path}: no document {name!r}")
         return [values[name] for name in names]
 
-    def _stored(self, names: Sequence[str]) -> set[str]:
-        """Returns those ids that are in the index."""
-        stored: set[str] = set()
+    def _stored(self, names: Sequence[str], column: str = ID) -> dict[str, Any]:
+        """Returns a column's values of those ids that are in the index."""
+        stored: dict[str, Any] = {}
         for start in range(0, len(names), BATCH):
             some = list(names[start : start + BATCH])
-            query = self._table.search().where(among_ids(some)).select([ID]).limit(len(some))
-            stored |= set(self._fetch(query)[ID].to_pylist())
+            columns = list(dict.fromkeys([ID, column]))
+            query = self._table.search().where(among_ids(some)).select(columns).limit(len(some))
+            table = self._fetch(query)
+            stored |= zip(table[ID].to_pylist(), table[column].to_pylist(), strict=True)
         return stored
 
     def _write(

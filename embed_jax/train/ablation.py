@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embed_jax.atomic import file_lock
 from embed_jax.errors import InputError
 from embed_jax.packaged import check_experiment, package
 from embed_jax.registry import unknown
@@ -155,34 +156,18 @@ def perform_runs(runs: Sequence[AblationRun]) -> Iterator[tuple[AblationRun, str
     """
     left: list[AblationRun] = []
     for run in runs:
-        with _lock(run, wait=False) as is_mine:
+        with _run_lock(run, wait=False) as is_mine:
             if is_mine:
                 yield run, perform_run(run)
             else:
                 left.append(run)
     for run in left:
-        with _lock(run, wait=True):
+        with _run_lock(run, wait=True):
             yield run, perform_run(run)
 
 
-@contextlib.contextmanager
-def _lock(run: AblationRun, *, wait: bool) -> Iterator[bool]:
-    """Yields whether this process has the run's lock, which ends with the process."""
-    import fcntl
-
-    file = run.workdir.with_name(f"{run.workdir.name}.lock")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+def _run_lock(run: AblationRun, *, wait: bool) -> contextlib.AbstractContextManager[bool]:
+    return file_lock(run.workdir.with_name(f"{run.workdir.name}.lock"), wait=wait)
 
 
 def perform_run(run: AblationRun) -> str:

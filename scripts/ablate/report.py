@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -71,13 +72,20 @@ class Report:
         if not table.paper:
             return []
         lines = [f"paper: {table.source} (numbers checked against its {table.checked})"]
-        own = self.values(table.metrics[0])
-        if tau := rank_correlation(table, own):
+        if tau := self._tau:
             lines.append(
                 f"Kendall's tau of our rows with the paper's: {tau.mean:.2f} "
                 f"[{tau.low:.2f}, {tau.high:.2f}], {_seeds(tau.n)}"
             )
-        return lines + [self._verdict(verdict) for verdict in judge(table, own)]
+        return lines + [self._verdict(verdict) for verdict in self._verdicts]
+
+    @functools.cached_property
+    def _tau(self) -> Interval | None:
+        return rank_correlation(self.table, self.values(self.table.metrics[0]))
+
+    @functools.cached_property
+    def _verdicts(self) -> list[Verdict]:
+        return judge(self.table, self.values(self.table.metrics[0]))
 
     def _verdict(self, verdict: Verdict) -> str:
         if verdict.gain is None:
@@ -90,8 +98,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Returns all numbers as measured, without SCALE."""
-        table, first = self.table, self.table.metrics[0]
-        rows = {}
+        table, rows = self.table, {}
         for row in dict.fromkeys(run.row for run in self.runs):
             own = [run for run in self.runs if run.row == row]
             summary = {}
@@ -120,7 +127,6 @@ class Report:
                     for run in own
                 ],
             }
-        tau = rank_correlation(table, self.values(first))
         return {
             "table": table.name,
             "title": table.title,
@@ -131,10 +137,10 @@ class Report:
             "scale": table.scale,
             "source": table.source or None,
             "checked": table.checked or None,
-            "tau": _interval(tau),
+            "tau": _interval(self._tau),
             "verdicts": {
                 verdict.claim: {"verdict": verdict.verdict, "gain": _interval(verdict.gain)}
-                for verdict in judge(table, self.values(first))
+                for verdict in self._verdicts
             },
             "rows": rows,
         }
