@@ -202,12 +202,15 @@ def plot_pipelines(data: Mapping[str, Mapping[str, PipelineOutcome]], output: An
         axes.set(title=title, xlabel="ms per query, median (log scale)", ylabel="nDCG@10")
         axes.set_xscale("log")
         axes.grid(alpha=0.25)
-        timed = {name: each for name, each in outcomes.items() if each.milliseconds}
+        timed = {
+            name: (each.milliseconds[0], each.outcome.metrics["ndcg@10"], each)
+            for name, each in outcomes.items()
+            if each.milliseconds
+        }
         # Labels in a column beside the panel, in the order of the points: none covers another.
-        by_height = sorted(timed, key=lambda name: (timed[name].outcome.metrics["ndcg@10"], name))
+        by_height = sorted(timed, key=lambda name: (timed[name][1], name))
         heights = dict(zip(by_height, np.linspace(0.02, 0.98, max(len(timed), 2)), strict=False))
-        for name, each in timed.items():
-            x, y = each.milliseconds[0], each.outcome.metrics["ndcg@10"]
+        for name, (x, y, each) in timed.items():
             low, high = each.outcome.intervals["ndcg@10"]
             color, marker = ("C0", "o") if each.gain is None else ("C3", "s")
             axes.errorbar(x, y, [[y - low], [high - y]], fmt=marker, color=color, capsize=2)
