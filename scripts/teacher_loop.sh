@@ -2,12 +2,15 @@
 # From an embedder to a better one by way of a cross-encoder, on a directory in BEIR's layout that has the splits train
 # and test:
 #   bash scripts/teacher_loop.sh scifact runs/teacher_loop
-# A third argument goes to every training, such as --config.train.steps=2. PYTHON names the interpreter. Every step is
-# skipped where its result is there, or resumes.
+# A third argument goes to every training, such as --config.train.steps=2. Every step is skipped where its result is there,
+# or resumes. Variables: LISTS, how many training lists, all without it; EMBEDDER; TEACHER, the cross-encoder or embedder that
+# the teacher is trained from; TEACHER_CONFIG; STUDENT_OPTIONS and TEACHER_OPTIONS, of their trainings; DEPTH, how many results
+# the teacher reranks; PYTHON, the interpreter.
 set -euo pipefail
 data=$1 runs=$2 more=${3:-}
 python=${PYTHON:-python}
 embedder=${EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}
+teacher=${TEACHER:-$embedder} teacher_config=${TEACHER_CONFIG:-configs/cross_encoder/scifact.py}
 mkdir -p "$runs"
 
 train() { # train EXPERIMENT NAME OPTIONS...
@@ -20,23 +23,27 @@ train() { # train EXPERIMENT NAME OPTIONS...
 # 1. Hard negatives: abstracts that the embedder finds.
 [ -e "$runs/mined.jsonl" ] || "$python" -m scripts.mine --beir "$data" --split train --strategy dense --model "$embedder" \
     --number 7 --rank-max 50 --sampling random --output "$runs/mined.jsonl"
+lists=$runs/lists.jsonl
+[ -e "$lists" ] || shuf -n "${LISTS:-1000000}" --random-source="$runs/mined.jsonl" "$runs/mined.jsonl" > "$lists"
 
 # 2. The embedder, trained on them as they are.
 train retrieval embedder_mined --config=configs/retrieval/hard_negatives.py \
-    --config.model.name="$embedder" --config.data.train="$runs/mined.jsonl" --config.mine.strategy= --config.mine.every=0
+    --config.model.name="$embedder" --config.data.train="$lists" --config.mine.strategy= --config.mine.every=0 \
+    ${STUDENT_OPTIONS:-}
 
 # 3. A cross-encoder, trained on them.
-train cross_encoder teacher --config=configs/cross_encoder/scifact.py \
-    --config.model.name="$embedder" --config.data.train="$runs/mined.jsonl" --config.mine.strategy=
+train cross_encoder teacher --config="$teacher_config" --config.model.name="$teacher" --config.data.train="$lists" \
+    --config.mine.strategy= ${TEACHER_OPTIONS:-}
 
 # 4. Its scores of every list.
-"$python" -m scripts.annotate --data "$runs/mined.jsonl" --model "$runs/teacher/model" --activation identity \
+"$python" -m scripts.annotate --data "$lists" --model "$runs/teacher/model" --activation identity \
     --scores "$runs/scores.jsonl" --output "$runs/annotated.jsonl"
 
 # 5. The embedder, distilled from these scores.
 train retrieval embedder_distilled --config=configs/retrieval/hard_negatives.py \
     --config.model.name="$embedder" --config.data.train="$runs/annotated.jsonl" --config.mine.strategy= \
-    --config.mine.every=0 --config.loss.name="kl(teacher_temperature=1.0, normalization='min_max')"
+    --config.mine.every=0 --config.loss.name="kl(teacher_temperature=1.0, normalization='min_max')" \
+    ${STUDENT_OPTIONS:-}
 
 # 6. The embedder before, after mined negatives and after distillation, and the two stages.
 for model in "$embedder" "$runs/embedder_mined/model" "$runs/embedder_distilled/model"; do
@@ -44,4 +51,4 @@ for model in "$embedder" "$runs/embedder_mined/model" "$runs/embedder_distilled/
         --output "$runs/$(basename "$(dirname "$model")").json"
 done
 "$python" -m scripts.evaluate run --model "$embedder" --task retrieval --data "$data" --split test \
-    --rerank "$runs/teacher/model" --depth 50 --output "$runs/two_stages.json"
+    --rerank "$runs/teacher/model" --depth "${DEPTH:-50}" --output "$runs/two_stages.json"

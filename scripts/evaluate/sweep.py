@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from embed_jax.evals.sweep import (
     trained_sizes,
 )
 from embed_jax.evals.sweep import described as describe_row
+from embed_jax.evals.token_sweep import BITS, measure_tokens, token_table
 
 from ..commands import PICTURES, OneLineParser, check_picture, load_model, print_table, whole_file
 from . import embedders
@@ -59,6 +61,17 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         "embeddings stored beside the codes (default: 0,4)",
     )
     parser.add_argument(
+        "--bits",
+        default="1,2,4,8",
+        help="of late interaction: bits of a dimension of a residual (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pool",
+        default="1,2,3,4",
+        help="of late interaction: about one vector for this number of tokens (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
         "--keep",
         type=float,
         default=0.95,
@@ -84,6 +97,13 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
             )
         args.dims = [int(dim) for dim in dict.fromkeys(dims)]
         args.precisions = list(dict.fromkeys(args.precisions.split(",")))
+        bits, factors = args.bits.split(","), args.pool.split(",")
+        if not set(bits) <= set(map(str, BITS)):
+            parser.error(f"--bits: expected some of 1,2,4,8, found {args.bits!r}")
+        if not all(_is_factor(factor) for factor in factors):
+            parser.error(f"--pool: expected numbers from 1 up, such as 1,2,4, found {args.pool!r}")
+        args.bits = [int(number) for number in dict.fromkeys(bits)]
+        args.pool = [float(factor) for factor in dict.fromkeys(factors)]
         searches = args.search.split(",")
         if not set(searches) <= set(SEARCHES):
             parser.error(
@@ -107,12 +127,22 @@ def _rescoring(entry: str, parser: OneLineParser) -> tuple[int, str | None]:
     return int(number), originals or None
 
 
+def _is_factor(text: str) -> bool:
+    try:
+        return 1 <= float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Encodes once, measures every setting, prints a table, draws a picture, returns the JSON."""
     from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.late_interaction import LateInteractionEncoder
 
     task = open_retrieval_task(args.data, args.split)
     model = load_model(args.model)
+    if isinstance(model, LateInteractionEncoder):
+        return _run_tokens(args, model, task)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise InputError(
             f"{args.model}: a sweep is for similarity cosine or dot, found "
@@ -148,6 +178,45 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "keep": args.keep,
         "recommended": as_json(best, rows),
         "timing": {"threads": args.threads, "queries": len(qrels), "k": K},
+    }
+
+
+def _run_tokens(args: argparse.Namespace, model: Any, task: Any) -> dict[str, Any]:
+    """Measures an index of token vectors for each number of bits and pooling factor."""
+    from embed_jax.evals.search import check_qrels
+
+    if args.plot:
+        raise InputError("--plot: the sweep of a late-interaction model has a table only")
+    corpus, queries, qrels = task
+    check_qrels(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
+    options = embedders.read_options(args)
+    show = {"batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
+    rows = measure_tokens(
+        model.encode_document(
+            list(corpus.values()), pool_factor=1.0, prompt_name=args.corpus_prompt_name, **show
+        ),
+        model.encode_query(
+            [queries[query] for query in qrels], prompt_name=args.query_prompt_name, **show
+        ),
+        list(corpus),
+        qrels,
+        bits=args.bits,
+        factors=args.pool,
+        protected=model.texts.protected_tokens,
+        normalize=model.texts.normalize_pooled,
+        ignore_identical_ids=args.ignore_identical_ids,
+    )
+    print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
+    print_table(*token_table(rows))
+    print(
+        "difference: from the exact search of all tokens in float16, paired by query, 95 %; ratio: "
+        "its bytes over the row's; ms/query: median, the query embedded before"
+    )
+    return describe_evaluation("retrieval", args.model, args.data, args.split, options) | {
+        "metrics": {METRIC: rows[0].quality},
+        "intervals": {METRIC: rows[0].interval},
+        "n": len(qrels),
+        "sweep": [row.as_json() for row in rows],
     }
 
 

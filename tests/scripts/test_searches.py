@@ -93,3 +93,30 @@ def test_late_interaction_takes_part_in_retrieval_only(run, refused, beir, sts, 
 def test_bad_options_are_refused(refused, beir, options, message):
     line = ["searches", "--data", beir, "--model", "m", *options]
     assert message in refused(evaluate, *line)
+
+
+def test_a_sweep_of_token_vectors_has_every_index_beside_the_exact_search(
+    run, beir, late_model, tmp_path
+):
+    pytest.importorskip("faiss")
+    output = tmp_path / "sweep.json"
+    line = ["sweep", "--model", late_model, "--data", beir, "--bits", "1,8", "--pool", "1,2"]
+    status, out, err = run(evaluate, *line, "--output", output)
+    assert status == 0, err
+    rows = json.loads(output.read_text())["sweep"]
+    assert [(row["pool"], row["bits"]) for row in rows] == [
+        (1, 16), (1, 1), (1, 8), (2, 1), (2, 8)
+    ]  # fmt: skip
+    late, task = embed_jax.load(str(late_model)), read_beir(beir)
+    tokens = functools.partial(maxsim_search, late.encode_query, late.encode_document)
+    expected = evaluate_search(tokens, *task, ks=(10,)).metrics["ndcg@10"]
+    assert rows[0]["quality"] == pytest.approx(expected)
+    assert rows[2]["quality"] == pytest.approx(
+        expected, abs=0.02
+    )  # eight bits lose next to nothing
+    sizes = [row["bytes_per_document"] for row in rows]
+    assert (
+        rows[0]["bytes_per_vector"] == 2 * late.dim and sizes[2] > sizes[1] and sizes[2] > sizes[4]
+    )
+    assert rows[2]["bytes_per_vector"] - rows[1]["bytes_per_vector"] == late.dim * 7 / 8
+    assert "difference" in out and "exact" in out

@@ -105,6 +105,8 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
     (tmp_path / "out.png").mkdir()
     bad = {
         "--dims: expected numbers from 1 up": ("--dims", "0"),
+        "--bits: expected some of 1,2,4,8, found '3'": ("--bits", "3"),
+        "--pool: expected numbers from 1 up": ("--pool", "0.5"),
         "dims: expected 1 to 32": ("--dims", "16,64"),
         "unknown 'int3'": ("--precisions", "int3"),
         "binary: expected a dimension divisible by 8, found 20": (
