@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 from embed_jax.atomic import plain_json, replaced
 from embed_jax.errors import InputError
 
+OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 PICTURES = (".png", ".pdf", ".svg")
 # Of the dotted names of scripts and experiments: "embed_jax." in an installed package, "" in the
 # repository.
@@ -34,7 +36,7 @@ class OneLineParser(argparse.ArgumentParser):
         unknown, _, names = message.partition("unrecognized arguments: ")
         if not unknown and names:
             name = names.split()[0].partition("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            near = difflib.get_close_matches(name, OPTION.findall(self.format_usage()), n=1)
             message += f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{message} (see {self.prog} --help)")
 

@@ -24,6 +24,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
+from embed_jax.runtime import remembered
 from embed_jax.types import Params
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -59,6 +60,11 @@ def read_backbone(
 
 def backbone_shapes(backbone: Any) -> Params:
     """Returns the shapes of a backbone's parameters, as a tree of `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(backbone))  # its own dicts
+
+
+@remembered
+def _shapes(backbone: Any) -> Params:
     return jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
 
 

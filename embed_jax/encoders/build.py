@@ -38,6 +38,7 @@ from embed_jax.encoders.vocabulary import (
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
+from embed_jax.runtime import remembered
 from embed_jax.types import Encoder, Params, TokenBatch
 
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
@@ -48,6 +49,7 @@ DENSE, BRANCHES = "dense", "branches"  # an encoder's own output beside others; 
 HEADS_KEY = 2**20 + 2  # and those after it: the numbers that give the heads' keys
 
 
+@remembered
 def build_encoder(
     spec: EncoderSpec,
     *,
@@ -58,7 +60,7 @@ def build_encoder(
     same_mask_columns: int = 0,
     vectors_per_text: int | None = None,
 ) -> Encoder:
-    """Builds the encoder that `spec` describes, as pure functions.
+    """Builds the encoder that `spec` describes as pure functions, the same ones for an equal spec.
 
     >>> from embed_jax.encoders.spec import random_spec
     >>> encoder = build_encoder(random_spec("tiny", vocab_size=10))

@@ -26,6 +26,7 @@ from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.shards import ReadParams, gatherer, manual_axes, state_specs, vary
 from embed_jax.parallel.world import device_world
+from embed_jax.runtime import remembered
 from embed_jax.types import (
     BASE,
     Auxiliary,
@@ -318,6 +319,7 @@ def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Ar
     return 1 + jax.random.permutation(key, earlier)[:count]
 
 
+@remembered
 def sharded_encode(
     encoder: Encoder, mesh: Mesh
 ) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
