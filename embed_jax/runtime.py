@@ -6,18 +6,13 @@ It imports nothing else of this package.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 import jax
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 PACKAGES = (
     "embed-jax",
@@ -53,15 +48,6 @@ def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, in EMBED_JAX_CACHE or ~/.cache/embed-jax."""
     directory = os.environ.get("EMBED_JAX_CACHE") or str(Path.home() / ".cache" / "embed-jax")
     jax.config.update("jax_compilation_cache_dir", directory)
-
-
-def remembered(function: F) -> F:
-    """Lets a function return what it returned before for equal arguments, of the last 64.
-
-    For functions that make what is compiled: what is made twice is one, so it compiles once. The
-    arguments must be hashable, and the result is not to be changed.
-    """
-    return cast(F, functools.lru_cache(maxsize=64)(function))
 
 
 def is_first_host() -> bool:

@@ -24,7 +24,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.runtime import remembered
+from embed_jax.remembered import remembered
 from embed_jax.types import Params
 
 ADAPTER_CONFIG = "adapter_config.json"

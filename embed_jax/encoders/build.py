@@ -38,7 +38,7 @@ from embed_jax.encoders.vocabulary import (
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
-from embed_jax.runtime import remembered
+from embed_jax.remembered import remembered
 from embed_jax.types import Encoder, Params, TokenBatch
 
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys

@@ -19,7 +19,6 @@ from embed_jax.evals.significance import PairedDifference, paired_difference
 K = 10
 METRIC = "ndcg@10"
 TIMED = 50  # queries at most, one after the other
-BITS = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def measure_tokens(
 
     depth = K + ignore_identical_ids
     vectors = dict(zip(names, documents, strict=True))
-    asked = dict(zip(qrels, queries, strict=True))
+    query_tokens = dict(zip(qrels, queries, strict=True))
 
     def scores(run: Mapping[str, Mapping[str, float]]) -> np.ndarray:
         served = {
@@ -102,7 +101,7 @@ def measure_tokens(
         return score_run(served, qrels, ks=(K,)).per_query[METRIC]
 
     exact = maxsim_search(
-        lambda ids: [asked[query] for query in ids],
+        lambda ids: [query_tokens[query] for query in ids],
         lambda ids: [vectors[name] for name in ids],
         {name: name for name in names},
         {query: query for query in qrels},
@@ -156,7 +155,7 @@ def measure_tokens(
     return rows
 
 
-def token_table(rows: Sequence[TokenRow]) -> tuple[list[str], list[list[str]]]:
+def compressed_tokens_table(rows: Sequence[TokenRow]) -> tuple[list[str], list[list[str]]]:
     """Returns the columns and cells of a table of the rows."""
     columns = ["pooling", "bits", METRIC, "difference", "bytes/vector", "bytes/document", "ratio"]
     whole = rows[0].bytes_per_document

@@ -26,7 +26,7 @@ from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.shards import ReadParams, gatherer, manual_axes, state_specs, vary
 from embed_jax.parallel.world import device_world
-from embed_jax.runtime import remembered
+from embed_jax.remembered import remembered
 from embed_jax.types import (
     BASE,
     Auxiliary,

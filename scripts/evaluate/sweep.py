@@ -25,7 +25,7 @@ from embed_jax.evals.sweep import (
     trained_sizes,
 )
 from embed_jax.evals.sweep import described as describe_row
-from embed_jax.evals.token_sweep import BITS, measure_tokens, token_table
+from embed_jax.evals.token_sweep import compressed_tokens_table, measure_tokens
 
 from ..commands import PICTURES, OneLineParser, check_picture, load_model, print_table, whole_file
 from . import embedders
@@ -98,7 +98,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         args.dims = [int(dim) for dim in dict.fromkeys(dims)]
         args.precisions = list(dict.fromkeys(args.precisions.split(",")))
         bits, factors = args.bits.split(","), args.pool.split(",")
-        if not set(bits) <= set(map(str, BITS)):
+        if not set(bits) <= {"1", "2", "4", "8"}:
             parser.error(f"--bits: expected some of 1,2,4,8, found {args.bits!r}")
         if not all(_is_factor(factor) for factor in factors):
             parser.error(f"--pool: expected numbers from 1 up, such as 1,2,4, found {args.pool!r}")
@@ -207,7 +207,7 @@ def _run_tokens(args: argparse.Namespace, model: Any, task: Any) -> dict[str, An
         ignore_identical_ids=args.ignore_identical_ids,
     )
     print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
-    print_table(*token_table(rows))
+    print_table(*compressed_tokens_table(rows))
     print(
         "difference: from the exact search of all tokens in float16, paired by query, 95 %; ratio: "
         "its bytes over the row's; ms/query: median, the query embedded before"
