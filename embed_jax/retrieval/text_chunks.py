@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,11 @@ def document_of(chunk: str) -> str:
     'a#b'
     """
     return chunk.rpartition(SEPARATOR)[0]
+
+
+def document_ids(index: Any) -> Collection[str]:
+    """Returns the ids of an index' documents, which may be in chunks."""
+    return {document_of(name) for name in index.ids} if index.identity.get("chunks") else index.ids
 
 
 def fold_results(

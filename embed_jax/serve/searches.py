@@ -11,7 +11,7 @@ from embed_jax.corpus_index import SPARSE, TOKENS, kind_of_model
 from embed_jax.errors import InputError
 from embed_jax.retrieval.fusion import Ranking
 from embed_jax.retrieval.search import FUSED, RERANKED, Pipeline, search
-from embed_jax.retrieval.text_chunks import SEPARATOR, document_of
+from embed_jax.retrieval.text_chunks import SEPARATOR, document_ids
 from embed_jax.serve.explanations import (
     Explanation,
     explain_tokens,
@@ -64,7 +64,7 @@ class ServedSearch:
         self.models, self.names = models or {}, names or {}
         self.stages = (*pipeline.retrievers, *([FUSED] if len(pipeline.retrievers) > 1 else []))
         self.stages += (RERANKED,) if pipeline.reranker is not None else ()
-        ids = frozenset(name for index in indexes.values() for name in _document_ids(index))
+        ids = frozenset(name for index in indexes.values() for name in document_ids(index))
         if allowed is not None and (strangers := sorted(set(allowed) - ids)):
             raise InputError(
                 f"allowed ids: {len(strangers):,} are in no index, the first: {strangers[0]!r}"
@@ -159,11 +159,6 @@ class ServedSearch:
                 if name in index:
                     return index.fields(name)
         return {}
-
-
-def _document_ids(index: Any) -> Collection[str]:
-    """Returns the ids of an index' documents, which may be in chunks."""
-    return {document_of(name) for name in index.ids} if index.identity.get("chunks") else index.ids
 
 
 def _file_state(index: Any) -> tuple[int, int] | None:

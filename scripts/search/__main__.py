@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.errors import InputError, exit_with_one_line, warn
 
 from ..commands import Parser, index_path, whole_file
 from .budget import plan, print_plan
@@ -207,6 +207,7 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
     """Searches, and prints or writes the results."""
     from embed_jax.data.sources.beir import read_queries
     from embed_jax.retrieval.search import check_queries, search
+    from embed_jax.retrieval.text_chunks import document_ids
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
@@ -218,6 +219,9 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
     allowed = read_allowed(args.allowed)
     pipeline, indexes = open_stages(args.index, args.model, args.rerank, args.fusion)
     pipeline = dataclasses.replace(pipeline, shortlist=args.shortlist or 100)
+    known = {name for index in indexes.values() for name in document_ids(index)}
+    if strangers := sorted(set(allowed or ()) - known):
+        warn(f"--allowed: {len(strangers):,} ids are in no index, the first: {strangers[0]!r}")
     if args.budget_ms:
         pipeline = plan(
             pipeline,
