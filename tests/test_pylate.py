@@ -10,6 +10,7 @@ import pytest
 
 import embed_jax
 from embed_jax.losses import distillation, in_batch
+from embed_jax.xtr import xtr
 
 from .test_late_interaction import (
     DOCUMENTS,
@@ -28,11 +29,13 @@ pytestmark = [
     pytest.mark.skipif("PYLATE_PYTHON" not in os.environ, reason="needs PyLate, by itself"),
 ]
 COLUMNS = [QUERIES, DOCUMENTS[:3], DOCUMENTS[1:]]
+FOUND = [3, 12]  # tokens of all documents that a query's token finds, of XTR
 LABELS = np.array([[0.9, 0.1], [0.3, 0.5], [0.7, 0.6]], np.float32)
 PEER = """
 import json, sys
 import numpy as np, torch
 from pylate import losses, models
+from pylate.scores.xtr import XTRScores
 
 task = json.loads(sys.argv[1])
 model = models.ColBERT(task["model"], device="cpu")
@@ -48,6 +51,10 @@ cases = {
     "contrastive": (losses.Contrastive(model), columns),
     "distillation": (losses.Distillation(model, normalize_scores=False), [columns[0], flat]),
 }
+# Of no token is there another one as good, which PyLate would leave to chance.
+apart = [columns[0][:2], columns[1][:2], columns[2][1:]]
+for k in task["found"]:
+    cases[f"xtr {k}"] = losses.Contrastive(model, score_metric=XTRScores(k=k)), apart
 for name, (loss, texts) in cases.items():
     features = [model.tokenize(each, is_query=not c, pad=c > 0) for c, each in enumerate(texts)]
     model.zero_grad()
@@ -70,6 +77,7 @@ def ask_pylate(directory, output):
         "document": DOCUMENTS,
         "columns": COLUMNS,
         "labels": LABELS.tolist(),
+        "found": FOUND,
         "saved": str(output / "saved"),
         "output": str(output / "arrays.npz"),
     }
@@ -114,6 +122,14 @@ def test_vectors_scores_losses_and_layout_are_pylates(tmp_path, attend):
         },
         LABELS,
     )
+    apart = [COLUMNS[0][:2], COLUMNS[1][:2], COLUMNS[2][1:]]
+    xtr_losses = {
+        f"xtr {k}": on_world(
+            in_batch.info_nce, similarity=xtr(k), temperature=1.0, mask_duplicates=False
+        )
+        for k in FOUND
+    }
+    results |= values_and_gradients(model, apart, xtr_losses, LABELS[:2])
     for name, (value, gradient) in results.items():
         expected = float(peer[f"loss/{name}"])
         assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-5), name
