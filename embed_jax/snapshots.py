@@ -46,6 +46,14 @@ class Snapshots:
         """Tells whether the folder has a whole snapshot."""
         return (self.path / DESCRIPTION).is_file()
 
+    def version(self) -> tuple[int, int] | None:
+        """Returns a value that changes with each write; None: there is no snapshot."""
+        try:
+            state = (self.path / DESCRIPTION).stat()
+        except OSError:
+            return None
+        return state.st_ino, state.st_mtime_ns
+
     def read(self, load: Callable[[dict[str, Any], Path], T]) -> T:
         """Reads the current snapshot.
 

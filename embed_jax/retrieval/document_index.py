@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,6 +179,10 @@ class DocumentIndex(abc.ABC):
             RunError: the files can't be written.
         """
         self._write((), list(ids), no_progress, is_update=False)
+
+    def version(self) -> Hashable:
+        """Returns a value that changes with each write to the folder; None: the index is gone."""
+        return self._snapshots.version()
 
     def file_sizes(self, patterns: Mapping[str, str]) -> dict[str, float]:
         """Returns the bytes of files by the name of a part, and those of each document.

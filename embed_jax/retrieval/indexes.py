@@ -11,7 +11,7 @@ Every write leaves the old state or the whole new one, whatever ends the process
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +63,8 @@ class Index(Protocol):
     ) -> Changes: ...
 
     def size(self) -> dict[str, float]: ...
+
+    def version(self) -> Hashable: ...
 
 
 _BUILD: Mapping[str, Callable[..., Index]] = {

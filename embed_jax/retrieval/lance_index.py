@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +303,13 @@ class LanceIndex:
         parts = {"table": table, "index": index, "texts": texts}
         each = (table + index) / max(len(self), 1)
         return {"documents": len(self), **parts, "bytes per document": each}
+
+    def version(self) -> Hashable:
+        """Returns a value that changes with each write to the table; None: the table is gone."""
+        try:
+            return open_lance_table(self.path).version
+        except InputError:
+            return None
 
     def _nearest(
         self,

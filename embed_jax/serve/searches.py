@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from embed_jax.corpus_index import SPARSE, TOKENS, kind_of_model
@@ -20,7 +19,6 @@ from embed_jax.serve.explanations import (
     query_weights,
 )
 from embed_jax.serve.fields import Refused
-from embed_jax.snapshots import DESCRIPTION
 
 MOST_RESULTS = 50
 Explain = Callable[[str, str, Mapping[str, str]], dict[str, Explanation]]
@@ -71,7 +69,7 @@ class ServedSearch:
             )
         self.allowed = ids if allowed is None else frozenset(allowed)
         self._is_limited = self.allowed != ids
-        self._files = {name: _file_state(index) for name, index in indexes.items()}
+        self._versions = {name: index.version() for name, index in indexes.items()}
         self._explainers = self._find_explainers()
 
     def _find_explainers(self) -> dict[str, Explain]:
@@ -88,7 +86,7 @@ class ServedSearch:
     def check_current(self) -> None:
         """Raises a Refused if an index was changed since it was opened."""
         for name, index in self.indexes.items():
-            if _file_state(index) != self._files[name]:
+            if index.version() != self._versions[name]:
                 raise Refused(f"the index {name} was changed since it was opened: restart", 409)
 
     def search(self, rerank: bool, queries: Sequence[str]) -> list[dict[str, Ranking]]:
@@ -159,15 +157,6 @@ class ServedSearch:
                 if name in index:
                     return index.fields(name)
         return {}
-
-
-def _file_state(index: Any) -> tuple[int, int] | None:
-    """Returns what changes with each write to an index; None: there is no such file."""
-    try:
-        state = (Path(index.path) / DESCRIPTION).stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns
 
 
 def _bind(explain: Callable[..., dict[str, Explanation]], source: Any) -> Explain:

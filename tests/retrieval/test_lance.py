@@ -40,7 +40,7 @@ def test_its_own_index_finds_candidates_and_vectors_score_them(large):
     queries, documents = vectors_of(20, 1), vectors_of(600)
     scores = queries @ documents.T
     exact = [{f"d{row}" for row in np.argsort(-each)[:10]} for each in scores]
-    wide = index.search(queries, 10, candidates=200, probes=4)
+    wide = index.search(queries, 10, candidates=400, probes=4)
     narrow = index.search(queries, 10, candidates=10, probes=1)
     recall = [
         np.mean([len(set(run) & best) / 10 for run, best in zip(runs, exact, strict=True)])
@@ -62,7 +62,7 @@ def test_only_allowed_ids_are_found_however_many_they_are(large, monkeypatch, li
     rows = np.random.default_rng(3).permutation(600)
     for count in (3, 40, 300):
         allowed = {f"d{row}" for row in rows[:count]} | {"unknown"}
-        runs = index.search(queries, 5, candidates=20, probes=4, allowed=allowed)
+        runs = index.search(queries, 5, candidates=600, probes=4, allowed=allowed)  # exact
         for each, run in zip(scores, runs, strict=True):
             assert run.keys() <= allowed and len(run) == min(5, count)
             best = max(rows[:count], key=lambda row: each[row])
@@ -103,6 +103,7 @@ def test_a_write_is_all_or_nothing_and_readers_keep_their_state(tmp_path, monkey
     vectors = vectors_of(60)
     index = build_index(tmp_path, named(vectors[:40]), identity=MODEL, kind="lance")
     reader = open_index(tmp_path)
+    version = reader.version()
     bad = [*named(vectors[40:], "n"), ("d3", vectors[0])]
     for write, documents, message in (
         (index.add, bad, "document 'd3' is in the index already; update it"),
@@ -114,7 +115,9 @@ def test_a_write_is_all_or_nothing_and_readers_keep_their_state(tmp_path, monkey
         with pytest.raises(InputError, match=message):
             write(documents)
         assert sorted(open_index(tmp_path).ids) == sorted(f"d{number}" for number in range(40))
+    assert reader.version() == version, "what failed has written nothing"
     index.delete(["d0"])
+    assert reader.version() != version, "who serves it can tell"
     index.update([("d1", vectors[50])])
     assert "d0" in reader and list(reader.search(vectors[:1], 1)[0]) == ["d0"]
     assert list(open_index(tmp_path).search(vectors[50:51], 1)[0]) == ["d1"]
