@@ -8,17 +8,29 @@ import jax
 
 from embed_jax.types import Params
 
-# Dense bfloat16 FLOP/s of one device by a part of its name, from the makers' data sheets.
+# Dense bfloat16 FLOP/s of one device by a part of its name, from the makers' data sheets. The first
+# name that fits counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
     "L4": 121e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
     "TPU v6 lite": 918e12,
 }
+
+
+def known_peak(device_kind: str) -> float | None:
+    """Returns the peak of PEAK_FLOPS of one device by its kind; None if it is not known.
+
+    >>> known_peak("NVIDIA A100-SXM4-80GB"), known_peak("cpu")
+    (312000000000000.0, None)
+    """
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
@@ -47,6 +59,5 @@ def model_flops_utilization(
 
     None if the peak is not known.
     """
-    kind = devices[0].device_kind
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    peak = known_peak(devices[0].device_kind)
     return None if peak is None else tokens_per_second * flops_per_token / (peak * len(devices))

@@ -1,8 +1,8 @@
 """Measures speed and memory of encoding, training, losses, gradient caching and many devices.
 
 Needs only jax, flax, optax, transformers, jaxtyping and numpy; only suite needs data files and
-weights, and --against needs sentence-transformers or mteb. The two sides of a comparison take
-turns, and medians are printed.
+weights, and --against needs sentence-transformers or another library. The sides of a comparison
+take turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from embed_jax.errors import exit_with_one_line, require
 from ..commands import OneLineParser
 from . import (
     clients,
+    encode,
+    gpu,
     indexes,
     loss,
     maxsim,
@@ -25,15 +27,20 @@ from . import (
     multi_vector,
     pairs,
     queries,
+    roofline,
     scaling,
-    speed,
     suite,
+    train,
     vocabulary,
 )
+from .measure import describe_cpu
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
+  python -m scripts.bench encode --against sentence-transformers,fastembed,static
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench roofline --shape minilm-l6 --length 128
+  python -m scripts.bench gpu --minutes 8
   python -m scripts.bench clients --url http://127.0.0.1:8000
   python -m scripts.bench indexes --vectors sentences.npy --documents 1000000
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
@@ -57,9 +64,11 @@ differences: a ratio above 1 is a cost."""
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    if getattr(args, "against", None) == speed.PEER:
+    if getattr(args, "against", None) == train.PEER:
         require("sentence_transformers")
     args.run(args)
+    if not args.json:
+        print(f"on {describe_cpu()}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,9 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="what", required=True)
 
-    def add(
-        name: str, text: str, description: str, examples: str, add_options, run, check=None
-    ) -> None:
+    def add(name: str, text: str, description: str, examples: str, add_options, run, check) -> None:
         command = commands.add_parser(
             name, help=text, description=description, epilog=examples, **layout
         )
@@ -87,23 +94,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(run=run, check=check)
 
-    add(
-        "encode",
-        "texts per second, and latency by batch size",
-        speed.ENCODE,
-        speed.ENCODE_EXAMPLES,
-        speed.add_encode_options,
-        speed.bench_encode,
-    )
-    add(
-        "train",
-        "pairs per second",
-        speed.TRAIN,
-        speed.TRAIN_EXAMPLES,
-        speed.add_train_options,
-        speed.bench_train,
-    )
     for name, text, module, run in (
+        ("encode", "texts per second, and latency by batch size", encode, encode.bench_encode),
+        ("train", "pairs per second", train, train.bench_train),
+        ("roofline", "where the time goes", roofline, roofline.bench_roofline),
+        ("gpu", "all that an accelerator can show, in minutes", gpu, gpu.bench_gpu),
         ("clients", "latency of a server under load", clients, clients.bench_clients),
         (
             "indexes",
@@ -156,7 +151,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if overrides and not getattr(args, "config", None):
         parser.error(f"{overrides[0]}: only with memory --config FILE")
     args.overrides = overrides
-    wrong = args.check and args.check(args)
+    wrong = args.check(args)
     if wrong:
         parser.error(wrong)
     return args

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -23,20 +25,33 @@ from embed_jax.errors import RunError
 
 MIB = 2**20
 GIB = 2**30
+# Of x86 and of ARM processors, as Linux names them: the width of vectors, and what multiplies
+# matrices of 16 and 8 bits.
+CPU_FLAGS = (
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx512_vnni"),
+    *("amx_bf16", "amx_int8", "amx_fp16", "asimd", "sve", "sve2", "bf16", "i8mm"),
+)
 
 
 # ---- material ------------------------------------------------------------------------------------
 
 
-def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
-    """Makes a SentenceEncoder of a well-known shape: random weights, a tokenizer of whole words."""
+def random_model(shape: str, max_length: int = 128, dtype: str = "float32", *, vocab_size: int = 0):
+    """Makes a SentenceEncoder of a well-known shape: random weights, a tokenizer of whole words.
+
+    Args:
+        shape: see `random_spec`.
+        max_length: tokens that a text is cut to.
+        dtype: the compute dtype.
+        vocab_size: words of the tokenizer, with five special tokens; 0: the shape's own.
+    """
     import jax
 
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
     from embed_jax.sentence import SentenceEncoder
 
-    spec = random_spec(shape)
+    spec = random_spec(shape, vocab_size=vocab_size)
     params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
     return SentenceEncoder(
         spec, params, make_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype
@@ -87,6 +102,14 @@ def use_cpu_devices(devices: int) -> None:
 
     if jax.config.values["jax_num_cpu_devices"] < devices:
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def share_device() -> None:
+    """Leaves an accelerator's memory to PyTorch and to other processes until it is needed.
+
+    Call it before anything touches a device.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def on_cpu() -> bool:
@@ -168,10 +191,18 @@ def _peak_resident() -> int:
         return largest if sys.platform == "darwin" else largest * 1024
 
 
-def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> Any:
+def in_fresh_process(
+    module: str, function: str, arguments: dict[str, Any], **variables: str
+) -> Any:
     """Returns the result of `module.function(**arguments)` in a fresh process.
 
     Arguments and result are passed as JSON.
+
+    Args:
+        module: its dotted name.
+        function: the name of a function in it.
+        arguments: of the function.
+        **variables: of the environment, such as JAX_PLATFORMS="cpu".
 
     Raises:
         RunError: if that process fails.
@@ -187,6 +218,7 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
     )
     # Several processes use the accelerator's memory, so none may take it all in advance.
     environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment |= variables
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         env=environment,
@@ -237,12 +269,28 @@ def print_json(line: dict[str, Any]) -> None:
 
 
 def machine() -> str:
+    """Describes the devices and the processor, for the line of a figure."""
     import jax
 
-    return (
-        f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} CPUs, "
-        f"{platform.machine()}"
-    )
+    return f"{jax.devices()[0].device_kind} x{jax.device_count()}, {describe_cpu()}"
+
+
+@functools.cache
+def describe_cpu(file: str = "/proc/cpuinfo") -> str:
+    """Describes the processor: model, the flags that decide its speed, and number of CPUs.
+
+    Args:
+        file: Linux's description of the processor; elsewhere its architecture is all there is.
+    """
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), " ".join(value.split()))
+    present = fields.get("flags", fields.get("Features", "")).split()
+    flags = " ".join(flag for flag in CPU_FLAGS if flag in present) or platform.machine()
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{model} ({flags}), {os.cpu_count()} CPUs"
 
 
 def print_row(cells: Sequence[Any], widths: Sequence[int]) -> None:

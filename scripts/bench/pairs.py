@@ -55,17 +55,18 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 
 def bench_pairs(args: argparse.Namespace) -> None:
-    texts = make_texts(args.pairs, QUERY_WORDS), make_texts(args.pairs, PASSAGE_WORDS)
+    texts = scored_texts(args.pairs)
     needed = args.steps * args.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        model = _model(args, Path(directory))
-        peer = _peer(Path(directory), args) if args.against else None
+        model = make_cross_encoder(args.shape, args.max_length, Path(directory))
+        peer = _peer(Path(directory), args.max_length) if args.against else None
         scored: list[Callable[[], Any]] = [lambda: model.score(*texts)]
-        trained = [_our_steps(args, Path(directory))]
+        sizes = args.batch_size, args.steps
+        trained = [training_steps(Path(directory), args.max_length, *sizes)]
         if peer:
             pairs = list(zip(*texts, strict=True))
             scored.append(lambda: peer.predict(pairs))
-            trained.append(_their_steps(peer, args))
+            trained.append(_their_steps(peer, *sizes))
         if not args.json:
             print_row(("pairs/s", "embed-jax", args.against or "", "ratio"), WIDTHS)
         for name, sides, number in (("score", scored, args.pairs), ("train", trained, needed)):
@@ -79,7 +80,14 @@ def bench_pairs(args: argparse.Namespace) -> None:
                 print_row((name, *rates, ratio), WIDTHS)
 
 
-def _model(args: argparse.Namespace, directory: Path) -> CrossEncoder:
+def scored_texts(number: int) -> tuple[list[str], list[str]]:
+    """Makes queries and passages."""
+    return make_texts(number, QUERY_WORDS), make_texts(number, PASSAGE_WORDS)
+
+
+def make_cross_encoder(
+    shape: str, max_length: int, directory: Path, dtype: str = "float32"
+) -> CrossEncoder:
     """Returns a cross-encoder of random weights, saved in the directory too."""
     import jax
 
@@ -88,31 +96,38 @@ def _model(args: argparse.Namespace, directory: Path) -> CrossEncoder:
     from embed_jax.encoders.classifier import make_classifier
     from embed_jax.encoders.spec import random_spec
 
-    spec = make_classifier(random_spec(args.shape).backbone)
+    spec = make_classifier(random_spec(shape).backbone)
     params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
-    tokenizer = make_tokenizer(spec.backbone.vocab_size, args.max_length)
-    model = CrossEncoder(spec, params, tokenizer)
+    tokenizer = make_tokenizer(spec.backbone.vocab_size, max_length)
+    model = CrossEncoder(spec, params, tokenizer, compute_dtype=dtype)
     model.save(directory / "model")
     return model
 
 
-def _peer(directory: Path, args: argparse.Namespace) -> Any:
+def _peer(directory: Path, max_length: int) -> Any:
     from sentence_transformers import CrossEncoder
 
-    return CrossEncoder(str(directory / "model"), max_length=args.max_length, device="cpu")
+    return CrossEncoder(str(directory / "model"), max_length=max_length, device="cpu")
 
 
-def _training_pairs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    size = args.steps * args.batch_size
-    queries, passages = make_texts(size, QUERY_WORDS), make_texts(size, PASSAGE_WORDS)
+def _training_pairs(size: int) -> list[dict[str, Any]]:
     return [
         {"sentence1": query, "sentence2": passage, "score": float(number % 2)}
-        for number, (query, passage) in enumerate(zip(queries, passages, strict=True))
+        for number, (query, passage) in enumerate(zip(*scored_texts(size), strict=True))
     ]
 
 
-def _our_steps(args: argparse.Namespace, directory: Path) -> Callable[[], None]:
-    """Returns a function that trains for some steps."""
+def training_steps(
+    directory: Path, max_length: int, batch_size: int, number: int
+) -> Callable[[], None]:
+    """Returns a function that trains a cross-encoder for some steps.
+
+    Args:
+        directory: see `make_cross_encoder`.
+        max_length: tokens of a pair.
+        batch_size: pairs of a step.
+        number: steps of a call.
+    """
     import jax
 
     from embed_jax.config import Experiment
@@ -127,15 +142,15 @@ def _our_steps(args: argparse.Namespace, directory: Path) -> Callable[[], None]:
     config = override(
         Experiment(),
         model__name=str(directory / "model"),
-        data__max_length=args.max_length,
-        batch__size=args.batch_size,
+        data__max_length=max_length,
+        batch__size=batch_size,
         loss__name="binary_cross_entropy",
         optim__learning_rate=1e-5,
         optim__schedule="constant",
         train__steps=10**6,
         tracking__wandb="disabled",
     )
-    records = _training_pairs(args)
+    records = _training_pairs(number * batch_size)
     run = assemble(
         config,
         {ONLY: RecordSource(records, record_fields(records))},
@@ -148,7 +163,7 @@ def _our_steps(args: argparse.Namespace, directory: Path) -> Callable[[], None]:
 
     def steps() -> None:
         nonlocal state
-        for _ in range(args.steps):
+        for _ in range(number):
             _, batch = next(batches)
             state, metrics = run.step(state, split_groups(batch, run.mesh), key)
         jax.block_until_ready(metrics)
@@ -156,19 +171,19 @@ def _our_steps(args: argparse.Namespace, directory: Path) -> Callable[[], None]:
     return steps
 
 
-def _their_steps(peer: Any, args: argparse.Namespace) -> Callable[[], None]:
+def _their_steps(peer: Any, batch_size: int, number: int) -> Callable[[], None]:
     """Returns the same steps in sentence-transformers: BinaryCrossEntropyLoss, clipping, AdamW."""
     import torch
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     loss = BinaryCrossEntropyLoss(peer)
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-5, weight_decay=0.01)
-    records = _training_pairs(args)
+    records = _training_pairs(number * batch_size)
 
     def steps() -> None:
         peer.train()
-        for start in range(0, len(records), args.batch_size):
-            batch = records[start : start + args.batch_size]
+        for start in range(0, len(records), batch_size):
+            batch = records[start : start + batch_size]
             columns = [[record[name] for record in batch] for name in ("sentence1", "sentence2")]
             value = loss(columns, torch.tensor([record["score"] for record in batch]))
             value.backward()

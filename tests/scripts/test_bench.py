@@ -10,22 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_jax.errors import InputError
+from embed_jax.errors import EXTRAS, InputError
 from scripts.bench import __main__ as bench
 from scripts.bench import indexes, multi_vector
 from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
 # Packages that are not required where speed is measured, such as on a borrowed accelerator.
-HEAVY = (
-    "bm25s",
-    "datasets",
-    "faiss",
-    "grain",
-    "orbax",
-    "tensorflow_datasets",
-    "wandb",
-)
+HEAVY = (*EXTRAS, "orbax")
 TINY = ["--shape", "tiny", "--repeat", "2"]
 
 
@@ -77,6 +69,25 @@ def test_speed(results_of, arguments, names):
     assert list(results) == names
     for result in results.values():
         assert result["ours"] > 0 and result["theirs"] is None and result["n"] >= 2
+
+
+@pytest.mark.parametrize(
+    "others",
+    ["", pytest.param(",checks,loss,maxsim,cross-encoder", marks=pytest.mark.slow)],
+)
+def test_an_accelerator_s_rows_need_few_packages(results_of, others):
+    kinds = "launch,train,encode" + others
+    results = results_of("gpu", "--size", "tiny", "--rows", kinds, "--minutes", "20")
+    rates = {name[4:]: line for name, line in results.items() if line["ours"] is not None}
+    notes = {name[4:]: line["note"] for name, line in results.items() if line["ours"] is None}
+    assert notes.pop("launch the experiments") == "not installed: orbax, grain"
+    for name in ("train tiny, LoRA 2, 16 tokens", "encode tiny, 16 tokens"):
+        assert 0 < rates[name]["mfu"] < 1 and rates[name]["gib"] > 0 and rates[name]["ours"] > 0
+    if others:
+        assert rates["train a cross-encoder, tiny, 16 tokens"]["loss"] > 0
+        assert notes.pop("info_nce, ring, 64 negatives") == "one device"
+        assert notes.pop("tests that need a GPU") == "no accelerator"
+    assert not notes and len(rates) == (7 if others else 2)
 
 
 @pytest.mark.slow
@@ -248,7 +259,9 @@ def test_a_wrong_option_is_one_line(line, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["encode", "train", "loss", "memory", "scaling"])
+@pytest.mark.parametrize(
+    "command", ["encode", "train", "roofline", "gpu", "loss", "memory", "scaling"]
+)
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         bench.parse([command, "--help"])

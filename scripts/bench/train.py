@@ -1,0 +1,323 @@
+"""Bench of training: pairs per second of whole steps, also beside sentence-transformers."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .measure import alternate, count, count_or_none, share_device
+from .speed import (
+    RANDOM_LENGTH,
+    add_model_options,
+    add_text_options,
+    open_model,
+    print_rates,
+    read_texts,
+)
+
+if TYPE_CHECKING:
+    from embed_jax.encoders.spec import EncoderSpec
+    from embed_jax.sentence import SentenceEncoder
+    from embed_jax.types import Batch, Params
+
+PEER = "sentence-transformers"
+DESCRIPTION = """Pairs per second of training steps, with packing, dropout, clipping and AdamW.
+
+Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter and token, 4 a frozen one;
+recomputation does not count), and their share of the device's peak where that is known (MFU)."""
+EXAMPLES = """examples:
+  python -m scripts.bench train --init random --shape minilm-l6 --dtype bfloat16
+  python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench train --shape qwen3-0.6b --lora 16 --base bfloat16 --dtype bfloat16 \\
+      --remat layer \\
+      --words 100 --max-length 512 --row-length 512 --batch-size 512 --groups 8
+  python -m scripts.bench train --loss "matryoshka(info_nce(), dims='384,256,128,64,32')" \\
+      --against info_nce"""
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    add_model_options(command)
+    add_text_options(command)
+    command.add_argument(
+        "--against",
+        help=f"measured side by side: {PEER}, the same model and InfoNCE there; or another loss, "
+        "here",
+    )
+    command.add_argument(
+        "--loss", default="info_nce", help="loss, as in config.loss.name (default: %(default)s)"
+    )
+    command.add_argument(
+        "--batch-size", type=count, default=128, help="pairs in a batch (default: %(default)s)"
+    )
+    command.add_argument(
+        "--groups",
+        type=count_or_none,
+        default=0,
+        help="groups of a batch (default: one per device)",
+    )
+    command.add_argument(
+        "--row-length",
+        type=count_or_none,
+        default=0,
+        help="slots of a packed row (default: as in training)",
+    )
+    command.add_argument(
+        "--steps", type=count, default=3, help="steps of one repetition (default: %(default)s)"
+    )
+    command.add_argument(
+        "--lora", type=count_or_none, default=0, help="train an adapter of this rank (default: all)"
+    )
+    command.add_argument(
+        "--base",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="what --lora freezes",
+    )
+    command.add_argument(
+        "--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s"
+    )
+
+
+def check_options(args: argparse.Namespace) -> str | None:
+    """Returns None: any options can be used."""
+    return None
+
+
+def bench_train(args: argparse.Namespace) -> None:
+    import jax
+
+    from embed_jax.parallel.mesh import make_mesh, num_groups
+    from embed_jax.train.speed import model_flops_utilization
+
+    if args.against == PEER:
+        share_device()
+    model = open_model(args.model, args.shape, args.max_length or RANDOM_LENGTH, args.dtype)
+    size, steps = args.batch_size, args.steps
+    texts = read_texts(args.data, 2 * size * steps, args.words)
+    batches = [texts[2 * size * step : 2 * size * (step + 1)] for step in range(steps)]
+    groups = num_groups(args.groups, size, make_mesh())
+    row_length = args.row_length or min(model.max_length, RANDOM_LENGTH)
+    spec, params = add_bench_adapter(
+        model.spec, jax.tree.map(np.array, model.params), args.lora, args.base
+    )
+    make = functools.partial(Trainer, spec, params, dtype=args.dtype, remat=args.remat)
+    packed = functools.partial(pack_pairs, model, groups=groups, row_length=row_length)
+    ours = make(args.loss)
+    sides = [lambda: ours.take_all(map(packed, batches))]
+    if args.against == PEER:
+        sides.append(their_steps(model, batches, args.dtype))
+    elif args.against:
+        other = make(args.against)
+        sides.append(lambda: other.take_all(map(packed, batches)))
+    seconds = alternate(sides, args.repeat)
+    rates = [[size * steps / second for second in side] for side in seconds]
+    tokens, fills = zip(*(_count_tokens(packed(batch)) for batch in batches), strict=True)
+    details = {
+        "fill_rate": round(statistics.mean(fills), 3),
+        "rows_of": row_length,
+        "groups": groups,
+    }
+    per_second = statistics.median(rates[0]) / size * statistics.mean(tokens)
+    flops = ours.flops_per_token
+    details |= {"tokens_per_s": round(per_second), "tflops": round(per_second * flops / 1e12, 3)}
+    mfu = model_flops_utilization(per_second, flops, jax.devices())
+    details |= {} if mfu is None else {"mfu": round(mfu, 3)}
+    name = f"train/{Path(args.data or 'made').name}/batch={size}" + (
+        "" if args.loss == "info_nce" else f"/{args.loss}"
+    )
+    others = {args.against: rates[1]} if args.against else {}
+    print_rates(name, "pairs/s", rates[0], others, as_json=args.json, **details)
+
+
+# ---- our steps -----------------------------------------------------------------------------------
+
+
+def add_bench_adapter(
+    spec: EncoderSpec, params: Params, rank: int, base: str
+) -> tuple[EncoderSpec, Params]:
+    """Returns a model with an adapter of a rank beside a base stored as `base`; 0: as it is."""
+    import jax
+
+    from embed_jax.config import Lora
+    from embed_jax.train.model_changes import add_adapter, store_frozen
+
+    # To be merged: not each adapter can be written by itself, and none is here.
+    adapter = Lora(rank=rank, base=base, merge=True)
+    return add_adapter(spec, store_frozen(params, adapter), adapter, jax.random.key(0))
+
+
+class Trainer:
+    """A model in training: its state, and the compiled step that changes it.
+
+    Attributes:
+        encoder: the encoder that is trained.
+        flops_per_token: of a step, without attention; see `training_flops_per_token`.
+        optimizer: AdamW with clipping, see `config.Optim`.
+        mesh: all devices, or as many as were asked for.
+        state: the present state.
+        step: `(state, batch, key) -> (state, metrics)`.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        params: Params,
+        expression: str,
+        *,
+        dtype: str = "float32",
+        remat: str = "none",
+        devices: int = 0,
+    ):
+        import jax
+
+        from embed_jax.config import Optim
+        from embed_jax.encoders.build import build_encoder
+        from embed_jax.encoders.lora import split_trainable
+        from embed_jax.losses.expression import build_loss
+        from embed_jax.parallel.gather import global_loss
+        from embed_jax.parallel.mesh import make_mesh, replicate
+        from embed_jax.train.optim import make_optimizer
+        from embed_jax.train.speed import training_flops_per_token
+        from embed_jax.train.step import init_state, make_train_step
+        from embed_jax.types import BASE
+
+        self.optimizer = make_optimizer(
+            Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000
+        )
+        self.mesh, self._key = make_mesh(devices), jax.random.key(0)
+        trained, base = split_trainable(params, spec)
+        self.flops_per_token = training_flops_per_token(trained, base)
+        self.encoder = build_encoder(spec, compute_dtype=dtype, remat=remat)
+        loss = build_loss(expression)
+        objective = global_loss(self.encoder, loss.on_world, self.mesh, layers=loss.about.layers)
+        self.step: Any = make_train_step(objective, self.optimizer)
+        every = {"encoder": trained, "loss": loss.init(self.encoder.dim, self._key)}
+        frozen = {BASE: base} if base else {}
+        self.state = replicate(
+            init_state(replicate(every, self.mesh), self.optimizer, replicate(frozen, self.mesh)),
+            self.mesh,
+        )
+
+    def place(self, batch: Batch) -> Batch:
+        """Puts a batch on the devices."""
+        from embed_jax.parallel.mesh import split_groups
+
+        return split_groups(batch, self.mesh)
+
+    def compile(self, placed: Batch) -> Any:
+        """Compiles the step for the shapes of a batch, and returns the program."""
+        self.step = self.step.lower(self.state, placed, self._key).compile()
+        return self.step
+
+    def take(self, placed: Batch) -> dict[str, Any]:
+        """Takes a step, and returns its metrics before they are computed."""
+        self.state, metrics = self.step(self.state, placed, self._key)
+        return metrics
+
+    def take_all(self, batches: Any) -> None:
+        """Takes a step with each batch, and waits for the last."""
+        import jax
+
+        for batch in batches:
+            metrics = self.take(self.place(batch))
+        jax.block_until_ready(metrics)
+
+
+def pack_pairs(
+    model: SentenceEncoder, texts: Sequence[str], *, groups: int, row_length: int
+) -> Batch:
+    """Tokenises and packs a batch whose second half are the positives of the first."""
+    from embed_jax.data.pack import pack_batch
+
+    ids, size = model.tokenizer.encode(texts).ids, len(texts) // 2
+    tokens, order = pack_batch([ids[:size], ids[size:]], groups=groups, row_length=row_length)
+    return batch_of_pairs(tokens, order)
+
+
+def batch_of_pairs(tokens: Any, order: np.ndarray) -> Batch:
+    """Returns the batch of packed pairs, all of whose texts are different.
+
+    Args:
+        tokens: leaves `[G, R, T]`, of two texts an example.
+        order: `[G, E]`, the examples of each group.
+    """
+    from embed_jax.types import Batch
+
+    groups, examples = order.shape
+    present = np.ones((groups, 2, examples), bool)
+    text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
+    return Batch({"encoder": tokens}, present, text_hash, order)
+
+
+def _count_tokens(batch: Batch) -> tuple[int, float]:
+    """Returns the tokens of a batch, and their share of its slots."""
+    from embed_jax.data.pack import fill_rate
+
+    tokens = batch.tokens["encoder"]
+    fill = fill_rate(tokens)
+    return round(fill * tokens.sentence.size), fill
+
+
+# ---- sentence-transformers' ----------------------------------------------------------------------
+
+
+def _their_model(model: SentenceEncoder) -> Any:
+    """Returns the same model in sentence-transformers."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as directory:
+        model.save(Path(directory) / "model")
+        return SentenceTransformer(str(Path(directory) / "model"), device=device)
+
+
+def their_steps(
+    model: SentenceEncoder, batches: Sequence[Sequence[str]], dtype: str
+) -> Callable[[], None]:
+    """Returns the same steps in sentence-transformers.
+
+    MultipleNegativesRankingLoss, clipping, AdamW, dropout on.
+    """
+    import torch
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    other = _their_model(model)
+    other.train()
+    loss = MultipleNegativesRankingLoss(other)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)
+    device = other.device
+    autocast = functools.partial(
+        torch.autocast, device.type, torch.bfloat16, enabled=dtype == "bfloat16"
+    )
+
+    def steps() -> None:
+        for batch in batches:
+            size = len(batch) // 2
+            columns = [other.preprocess(batch[:size]), other.preprocess(batch[size:])]
+            columns = [
+                {
+                    name: value.to(device) if hasattr(value, "to") else value
+                    for name, value in column.items()
+                }
+                for column in columns
+            ]
+            with autocast():
+                value = loss(columns, None)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        value.item()
+
+    return steps
