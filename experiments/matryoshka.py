@@ -4,9 +4,10 @@
 
 The loss says which sizes are trained: `loss.name = "matryoshka(info_nce(), dims='384,128,32')"`,
 and with `adaptive_layers(...)` around it also earlier layers. `eval.baseline` names a loss without
-sizes, with which the same model is trained on the same batches, in WORKDIR/baseline. Afterwards
-`eval.test_sts` is measured at every size of `eval.dims` and number of layers of `eval.layers`, of
-both and of the model before: a table, by_size.json, by_size.png.
+sizes, with which the same model is trained on the same batches, in WORKDIR/baseline. A loss
+without sizes by itself is measured at those of `eval.dims`, too. Afterwards `eval.test_sts` is
+measured at every size of `eval.dims` and number of layers of `eval.layers`, of both and of the
+model before: a table, by_size.json, by_size.png.
 """
 
 import copy
@@ -35,11 +36,12 @@ from .nli import read_data
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    # The loss says which sizes and layers are trained.
+    # The loss says which sizes and layers are trained; a plain one is cut all the same.
     loss = training_loss(config)
-    if not (loss.about.dims or loss.about.layers):
+    if not (loss.about.dims or loss.about.layers or config.eval.dims or config.eval.layers):
         raise InputError(
-            f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}"
+            "config.loss.name: expected matryoshka(...) or adaptive_layers(...), or sizes to "
+            f"measure in config.eval.dims, found {loss.name}"
         )
     if config.eval.baseline:
         build_loss(config.eval.baseline)  # fail early

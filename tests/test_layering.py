@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 STEPS = (
     ("errors", "atomic", "journal", "snapshots", "types")
     + ("config", "config_fields", "config_rules", "config_file")
-    + ("registry", "remembered", "runtime", "vectors", "public", "packaged", "yaml_files"),
+    + ("registry", "remembered", "runtime", "vectors", "public", "packaged", "yaml_files")
+    + ("pictures",),
     ("remote", "scores", "pair_scores", "world"),
     ("maxsim", "token_pooling"),
     ("head_scores", "xtr"),

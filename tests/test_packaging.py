@@ -169,6 +169,8 @@ def test_optional_libraries_are_required_before_their_import():
                 EXTRAS
             )
             required = set(re.findall(r'require\("(\w+)"\)', source))
+            if "@picture_style()" in source:  # it requires what draws
+                required.add("matplotlib")
             wrong += [
                 f"{path}: {library}" for library in imported - required - REACHED.get(path, set())
             ]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.atomic import replaced, write_whole
-from embed_jax.errors import InputError, require
+from embed_jax.errors import InputError
+from embed_jax.pictures import picture_style
 from embed_jax.scores import truncate
 from embed_jax.types import Evaluator
 
@@ -119,8 +120,46 @@ def write_by_size(scores: Mapping[str, BySize], trained: Sequence[int], output: 
     write_whole(output, json.dumps(content, indent=1) + "\n")
 
 
+def read_by_size(file: Path) -> dict[str, BySize]:
+    """Reads the scores that `write_by_size` wrote, by the model's name; nan for null."""
+    models = json.loads(file.read_text(encoding="utf-8"))["layers -> size -> score"]
+    return {
+        name: {
+            int(layers): {
+                int(size): math.nan if score is None else score for size, score in by_size.items()
+            }
+            for layers, by_size in by_layers.items()
+        }
+        for name, by_layers in models.items()
+    }
+
+
+def by_size_metrics(scores: BySize) -> dict[str, float]:
+    """Returns a model's scores as metrics, and their shares of the full score.
+
+    >>> by_size_metrics({6: {384: 0.8, 32: 0.6}})["kept/6/32"]
+    0.75
+
+    Returns:
+        {"by_size/LAYERS/SIZE": score, "kept/LAYERS/SIZE": score / score of the whole embedding}.
+    """
+    flat = {
+        f"{layers}/{size}": score
+        for layers, by_size in scores.items()
+        for size, score in by_size.items()
+    }
+    shares = {f"kept/{name}": score / full_score(scores) for name, score in flat.items()}
+    return {f"by_size/{name}": score for name, score in flat.items()} | shares
+
+
+@picture_style()
 def plot_by_size(
-    scores: Mapping[str, BySize], trained: Sequence[int], output: Path, title: str = ""
+    scores: Mapping[str, BySize],
+    trained: Sequence[int],
+    output: Path,
+    title: str = "",
+    *,
+    form: str = "png",
 ) -> None:
     """Plots quality against size, a line for each model and number of layers.
 
@@ -129,10 +168,6 @@ def plot_by_size(
     Raises:
         InputError: if matplotlib is missing.
     """
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 
@@ -192,14 +227,13 @@ def plot_by_size(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("size of the embedding (dimensions; x: not trained)")
-        axes.grid(alpha=0.3)
     panels[0].set(ylabel="Spearman's correlation", title="Quality by size")
     panels[1].set(ylabel="share of the whole embedding's", title="Share kept")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     if title:
         figure.suptitle(title)
     with replaced(output) as beside:
-        figure.savefig(beside, dpi=120, format="png")
+        figure.savefig(beside, format=form)
     pyplot.close(figure)
 
 

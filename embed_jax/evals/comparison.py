@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.atomic import replaced, write_whole
-from embed_jax.errors import require
 from embed_jax.evals.metrics import mean_interval
 from embed_jax.evals.report import format_score, format_table
 from embed_jax.evals.search import (
@@ -23,6 +22,7 @@ from embed_jax.evals.search import (
     search_task,
     small_corpus,
 )
+from embed_jax.pictures import picture_style
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.fusion import Run
 from embed_jax.retrieval.topk import Encode, dense_search
@@ -132,11 +132,8 @@ class Comparison:
         write_whole(directory / "comparison.json", json.dumps(content, indent=1) + "\n")
         self._plot(directory / "comparison.png")
 
+    @picture_style()
     def _plot(self, output: Path) -> None:
-        require("matplotlib")
-        import matplotlib
-
-        matplotlib.use("Agg")
         from matplotlib import pyplot
 
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
@@ -156,7 +153,7 @@ class Comparison:
         )
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         with replaced(output) as beside:
-            figure.savefig(beside, dpi=120, format="png")
+            figure.savefig(beside, format="png")
         pyplot.close(figure)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.atomic import replaced
-from embed_jax.errors import InputError, require
+from embed_jax.errors import InputError
 from embed_jax.evals.report import format_score
 from embed_jax.evals.results import TaskResult, read_results
 from embed_jax.evals.significance import seed_summary
+from embed_jax.pictures import picture_style
 
 SEED = re.compile(r"[-_/. ]?seed[-_= ]?\d+", re.IGNORECASE)
 Board = Mapping[str, Mapping[str, TaskResult]]  # model -> task's name -> result
@@ -169,12 +170,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+@picture_style()
 def plot(board: Board, path: Path) -> None:
     """Plots main scores with their intervals: tasks from top to bottom, a colour a model."""
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(name for results in board.values() for name in results))
@@ -216,7 +214,7 @@ def plot(board: Board, path: Path) -> None:
     axes.set(xlabel="main score, 95 % bootstrap interval over items")
     figure.legend(loc="outside upper center", ncols=min(len(board), 3))
     with replaced(path) as beside:
-        figure.savefig(beside, dpi=120, format="png")
+        figure.savefig(beside, format="png")
     pyplot.close(figure)
 
 

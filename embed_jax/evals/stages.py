@@ -22,6 +22,7 @@ from embed_jax.evals.search import Qrels, score_run
 from embed_jax.evals.significance import PairedDifference, compare_items
 from embed_jax.evals.task import Items, Outcome
 from embed_jax.pair_scores import PairScorer
+from embed_jax.pictures import picture_style
 from embed_jax.retrieval.fusion import Ranking
 from embed_jax.retrieval.search import FUSED, RERANKED, Pipeline, search
 
@@ -180,6 +181,7 @@ def pipelines_table(
     return header, rows
 
 
+@picture_style()
 def plot_pipelines(data: Mapping[str, Mapping[str, PipelineOutcome]], output: Any) -> None:
     """Draws nDCG@10 with its interval against the median milliseconds of a query.
 
@@ -187,12 +189,7 @@ def plot_pipelines(data: Mapping[str, Mapping[str, PipelineOutcome]], output: An
         data: the outcomes by pipeline, by data set: a panel for each.
         output: the file to write, .png, .pdf or .svg.
     """
-    from embed_jax.errors import require
 
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
@@ -201,7 +198,6 @@ def plot_pipelines(data: Mapping[str, Mapping[str, PipelineOutcome]], output: An
     for axes, (title, outcomes) in zip(panels[0], data.items(), strict=True):
         axes.set(title=title, xlabel="ms per query, median (log scale)", ylabel="nDCG@10")
         axes.set_xscale("log")
-        axes.grid(alpha=0.25)
         timed = {
             name: (each.milliseconds[0], each.outcome.metrics["ndcg@10"], each)
             for name, each in outcomes.items()

@@ -16,6 +16,7 @@ SHAPES = {  # the share of the way from start to end after a share of the steps
     "linear": lambda share: share,
     "cosine": lambda share: 0.5 - 0.5 * jnp.cos(jnp.pi * share),
     "quadratic": lambda share: share * share,
+    "switch": lambda share: jnp.floor(share),
 }
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from embed_jax.atomic import file_lock
 from embed_jax.errors import InputError
+from embed_jax.evals.by_size import by_size_metrics, read_by_size
 from embed_jax.packaged import check_experiment, package
 from embed_jax.registry import unknown
 from embed_jax.runtime import say
@@ -252,6 +253,8 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
         entry = json.loads(line)
         metrics |= entry
         value = entry.get(selecting)
+        if value is not None:
+            metrics.setdefault("start", value)
         if value is not None and value > best and value >= best + min_gain:
             metrics["best"] = best = value
     for name, prefix in (
@@ -268,6 +271,8 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
                 content = {**content["metrics"], **content["metrics"]["after"]}
                 del content["after"]
             metrics |= {prefix + metric: value for metric, value in leaves(content)}
+    if (workdir / "by_size.json").exists():
+        metrics |= by_size_metrics(read_by_size(workdir / "by_size.json")["trained"])
     metrics.pop("step", None)
     return {name: float(value) for name, value in leaves(metrics)}
 

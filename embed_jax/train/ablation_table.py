@@ -21,6 +21,7 @@ from embed_jax.packaged import config_path
 from embed_jax.registry import unknown
 
 CHECKED = ("text", "repository")  # against what a paper's numbers were checked, digit by digit
+BY_SIZE = "by_size/"  # as X: the size of a cut embedding
 Claim = tuple[str, str, str]  # a row, "<" or ">", and another row
 
 
@@ -43,7 +44,7 @@ class Table:
         minutes: of two cores for a seed of all rows.
         gpu_hours: of one current GPU for a seed of all rows in the paper's setting.
         scale: factor for our numbers when shown.
-        x: for pictures, a config field or a metric.
+        x: for pictures, a config field, a metric or BY_SIZE.
         lines: for pictures, a config field.
     """
 
@@ -159,7 +160,7 @@ def _check_paper(table: Table) -> None:
             raise InputError(f"{table.file}: PAPER: " + unknown("row", row, table.rows))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{table.file}: PAPER[{row!r}]: expected a number, found {value!r}")
-    if table.paper and not table.source:
+    if (table.paper or table.claims) and not table.source:
         raise InputError(f"{table.file}: SOURCE: expected the paper and its table, found ''")
     if table.paper and table.checked not in CHECKED:
         raise InputError(

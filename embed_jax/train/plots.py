@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from embed_jax.atomic import replaced
 from embed_jax.config import Experiment
-from embed_jax.errors import require
+from embed_jax.pictures import legend_below, line_style, picture_style
 
 # Metrics with a panel, or without any.
 NOT_SCORES = ("validation/", "geometry/", "loss/")
@@ -22,9 +21,9 @@ OF_BATCHES = {  # measured on each training batch, and noisy: smoothed
     "hardest_negative_similarity": "hardest in-batch negative",
     "accuracy": "in-batch accuracy",
 }
-MARKERS, DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 
 
+@picture_style()
 def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
     """Plots the losses, the similarities in the batch, and evaluated metrics against the step.
 
@@ -39,10 +38,6 @@ def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
     Raises:
         InputError: if matplotlib is missing.
     """
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     series = series_by_name(metrics_file)
@@ -80,12 +75,11 @@ def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
             else:
                 axes.plot(steps, values, label=name, **line_style(index, steps))
         axes.set(title=heading, xlabel="step", ylabel=ylabel)
-        axes.grid(alpha=0.3)
         legend_below(axes)
     if title:
         figure.suptitle(title)
     with replaced(output) as beside:
-        figure.savefig(beside, dpi=120, format="png")
+        figure.savefig(beside, format="png")
     pyplot.close(figure)
 
 
@@ -96,34 +90,6 @@ def run_title(config: Experiment) -> str:
     )
     model = Path(config.model.name).name if Path(config.model.name).is_dir() else config.model.name
     return f"{data}: {model}, {config.loss.name}"
-
-
-def line_style(index: int, steps: Sequence[int]) -> dict[str, Any]:
-    """Returns colour, dashes, marker and width by which equal curves are told apart.
-
-    Later lines are thinner and their markers smaller, so that a line beneath another still shows.
-    """
-    rank = index % 4
-    return {
-        "color": f"C{index % 10}",
-        "linestyle": DASHES[rank],
-        "linewidth": 3.4 - 0.7 * rank,
-        "marker": MARKERS[index % len(MARKERS)] if len(steps) <= 50 else None,
-        "markersize": 9 - 1.6 * rank,
-        "markerfacecolor": "none",
-        "alpha": 0.85,
-    }
-
-
-def legend_below(axes: Any, **options: Any) -> None:
-    """Puts the legend below the panel, where it can't cover data; none without labels."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            frameon=False,
-            **{"fontsize": 9} | options,
-        )
 
 
 def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:

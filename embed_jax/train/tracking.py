@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ class Wandb:
         write_whole(self._sent_file, str(step))
         self._sent = step
         self._run.log(dict(metrics), step=step)
+
+    def write_table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], pictures: Sequence[Path] = ()
+    ) -> None:
+        """Sends a table as "table", and PNG pictures as "picture/NAME" by their files' names."""
+        if self._run is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
+        images = {
+            f"picture/{path.stem}": wandb.Image(str(path))
+            for path in pictures
+            if path.suffix == ".png"
+        }
+        self._run.log({"table": table, **images})
 
     def close(self) -> None:
         """Ends the run."""

@@ -19,13 +19,16 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
                                                    CONFIG on two cores and of FULL on one GPU
   X, LINES = "data.limit", "model.dropout"         optional; for --plot: the axis, and a line for
                                                    each value; for --curves: a panel for each X.
-                                                   X may be a metric with "/": what a row costs
+                                                   X may be a metric with "/": what a row costs,
+                                                   or "by_size/": the size of a cut embedding
 
-The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json
-"test/ndcg@10" and so on, with "test/before/..." and "test/bm25/..."; the numbers of results.json
-and of sparse.json ("sparse/ndcg@10", "sparse/flops"); with --evaluate "evaluated/ndcg@10" and so
-on. Finished runs are not run again: the same command continues a table that was stopped, and two
-processes that share a directory share the runs.
+The metrics of a run are those last written to its metrics.jsonl; `best`, and `start`, the same
+before the first step; of comparison.json "test/ndcg@10" and so on, with "test/before/..." and
+"test/bm25/..."; the numbers of results.json and of sparse.json ("sparse/ndcg@10", "sparse/flops");
+of by_size.json "by_size/LAYERS/SIZE", and "kept/LAYERS/SIZE", the share of the whole embedding's;
+with --evaluate "evaluated/ndcg@10" and so on. Runs and table are one group in wandb. Finished runs
+are not run again: the same command continues a table that was stopped, and two processes that
+share a directory share the runs.
 """
 
 from __future__ import annotations
@@ -37,16 +40,18 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
 from embed_jax.train.ablation import AblationRun, perform_runs, plan_runs
-from embed_jax.train.ablation_table import all_tables, read_ablation_table
+from embed_jax.train.ablation_table import BY_SIZE, Table, all_tables, read_ablation_table
+from embed_jax.train.tracking import Wandb
 
 from ..commands import PARENT, PICTURES, Parser, check_picture, print_table, whole_file, write_json
-from .plots import plot_against_metric, plot_against_step, plot_against_x, plot_rows
+from .curves import plot_against_step, plot_alignment
+from .plots import plot_against_metric, plot_against_size, plot_against_x, plot_rows
 from .report import Report
 
 EXAMPLES = """examples:
@@ -57,6 +62,7 @@ EXAMPLES = """examples:
       --config.train.steps=20 --workdir runs/try
   python -m scripts.ablate data_size.py --plot data_size.png --curves overfitting.png
   python -m scripts.ablate configs/sparse/tables/flops.py --plot flops.png
+  python -m scripts.ablate dropout.py --config.eval.geometry=true --alignment alignment.png
   python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
   python -m scripts.ablate dropout.py --grid optim.learning_rate=1e-5,3e-5
 """
@@ -68,7 +74,7 @@ def main() -> None:
         list_tables()
         return
     table = read_ablation_table(args.table)
-    if args.plot or args.curves or args.results:
+    if args.plot or args.curves or args.alignment or args.results:
         require("matplotlib")
     if args.plot and not table.x:
         raise InputError(
@@ -88,8 +94,11 @@ def main() -> None:
         )
         for setting, fields in grid_settings(args.grid).items()
     }
-    plot_x = plot_against_metric if "/" in table.x else plot_against_x
-    draw = {plot_x: args.plot, plot_against_step: args.curves}
+    draw = {
+        plot_of_x(table): args.plot,
+        plot_against_step: args.curves,
+        plot_alignment: args.alignment,
+    }
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         draw[plot_rows] = args.results / "table.png"
@@ -119,6 +128,7 @@ def main() -> None:
             raise RunError(failure)
         for function, picture in drawn.items():
             function(table, runs, picture, draw[function].suffix[1:])
+    track(report, args.workdir, [path for path in draw.values() if path])
     if failed:
         raise RunError(failure)
     for metric in table.metrics:
@@ -126,6 +136,27 @@ def main() -> None:
             raise InputError(
                 f"{table.file}: METRICS: " + unknown("metric", metric, runs[0].metrics)
             )
+
+
+def plot_of_x(table: Table) -> Callable[[Table, Sequence[AblationRun], Path, str], None]:
+    """Returns the function that draws a table's metrics against its X."""
+    if table.x == BY_SIZE:
+        return plot_against_size
+    return plot_against_metric if "/" in table.x else plot_against_x
+
+
+def track(report: Report, workdir: Path, pictures: Sequence[Path]) -> None:
+    """Sends the table and its pictures to wandb as a run of the rows' group, as the rows are."""
+    settings = report.runs[0].settings
+    tracker = Wandb(
+        settings["tracking.wandb"],
+        settings["tracking.project"],
+        report.table.name,
+        workdir,
+        dict(report.overrides),
+    )
+    tracker.write_table(*report.cells(), pictures)
+    tracker.close()
 
 
 def perform(runs: Sequence[AblationRun]) -> list[AblationRun]:
@@ -235,6 +266,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         help="picture of metrics and training loss against the step: where overfitting begins",
     )
+    parser.add_argument(
+        "--alignment",
+        type=Path,
+        help="picture of alignment and uniformity over training; needs config.eval.geometry",
+    )
     parser.usage = (
         parser.format_usage().removeprefix("usage: ").rstrip() + " [--config.FIELD=VALUE ...]"
     )
@@ -255,7 +291,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not all(seed.strip().isdecimal() for seed in seeds):
         parser.error(f"--seeds: expected numbers separated by commas, found {args.seeds!r}")
     args.seeds = list(dict.fromkeys(map(int, seeds)))
-    for option, path in (("--plot", args.plot), ("--curves", args.curves)):
+    pictures = {"--plot": args.plot, "--curves": args.curves, "--alignment": args.alignment}
+    for option, path in pictures.items():
         check_picture(parser, option, path)
     args.workdir = args.workdir or Path("runs", "ablate", args.table.stem if args.table else "")
     return args

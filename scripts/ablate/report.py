@@ -69,9 +69,10 @@ class Report:
     def remarks(self) -> list[str]:
         """Returns lines below the table: the source, tau, and a verdict for each claim."""
         table = self.table
-        if not table.paper:
+        if not (table.paper or table.claims):
             return []
-        lines = [f"paper: {table.source} (numbers checked against its {table.checked})"]
+        checked = f" (numbers checked against its {table.checked})" if table.paper else ""
+        lines = [f"paper: {table.source}{checked}"]
         if tau := self._tau:
             lines.append(
                 f"Kendall's tau of our rows with the paper's: {tau.mean:.2f} "

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.errors import require
 from embed_jax.evals.sweep import METRIC, Measured, by_bytes, by_time, front
+from embed_jax.pictures import picture_style
 
 LABEL_GAP = 0.04  # between labels, of the range of quality
 CORNER = {"ha": "right", "va": "bottom", "color": "0.4"}
 MARKERS = {"exact": "*", "asymmetric": "^", "symmetric": "o"}
 
 
+@picture_style()
 def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, form: str) -> None:
     """Draws two panels: the points of a front joined and named, the others faint.
 
@@ -25,10 +26,6 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         output: the file to write.
         form: "png", "svg" or "pdf".
     """
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
@@ -73,7 +70,6 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         axes.annotate(
             f"{100 * keep:g} %", (0.995, 100 * keep), xycoords=axes.get_yaxis_transform(), **CORNER
         )
-        axes.grid(alpha=0.25)
         steps = (1,) if axes is left else (1, 2, 5) if high < 30 * low else (1, 3)
         first, last = axes.get_xlim()
         axes.set_xticks(*_ticks(first, last, steps, 2 if axes is left else 10))
@@ -105,7 +101,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
     figure.suptitle(
         f"{Path(data).name}: {len(rows)} settings; 100 % is {METRIC} {rows[0].quality:.4f}"
     )
-    figure.savefig(output, dpi=120, format=form)
+    figure.savefig(output, format=form)
     pyplot.close(figure)
 
 

@@ -1,15 +1,19 @@
-"""The picture of one or two embedding spaces: cosines, singular values, neighbours, distances."""
+"""The picture of one or two embedding spaces: cosines, singular values, neighbours, distances.
+
+Also how sharp a softmax over candidates is at each temperature, and each space in two dimensions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.errors import require
 from embed_jax.evals.geometry import (
     NEIGHBOURS,
     distance_concentration,
@@ -18,19 +22,26 @@ from embed_jax.evals.geometry import (
     rank_of_spectrum,
     singular_values,
 )
+from embed_jax.pictures import legend_below, picture_style
 from embed_jax.scores import unit_length
-from embed_jax.train.plots import legend_below
 
 COLORS = {"before": "#c2571a", "after": "#1f5fa8"}
 RANDOM_PAIRS = 100_000
+CANDIDATES = 256  # of a softmax: an ordinary batch
+TEMPERATURES = np.geomspace(0.001, 1, 31)
+SHOWN_TEXTS, SHOWN_PAIRS = 1000, 60  # in two dimensions
 BINS = np.linspace(-1, 1, 51)
 Space = tuple[
     Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None
 ]
 
 
+@picture_style()
 def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: str = "") -> None:
-    """Draws the spaces over each other in four panels, each with a legend below it.
+    """Draws the spaces over each other in panels, each with a legend below it.
+
+    Sharpness needs positive pairs. In two dimensions each space has its own panel, on one
+    scale: a collapsed space is a small heap.
 
     Args:
         spaces: by "before" and "after", or only "after": embeddings of texts, and of the two sides
@@ -39,23 +50,22 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: s
         form: "png", "svg" or "pdf".
         title: names the data and the models.
     """
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(12, 10), layout="constrained")
-    for draw, axes in zip(
-        (_cosines, _spectrum, _occurrences, _concentration), panels.flat, strict=True
-    ):
+    draws = [_cosines, _spectrum, _occurrences, _concentration]
+    draws += [_sharpness] * all(pairs for _, pairs in spaces.values())
+    draws += [functools.partial(_plane, when=when) for when in spaces]
+    columns = math.ceil(len(draws) / 2)
+    figure, panels = pyplot.subplots(2, columns, figsize=(6 * columns, 10), layout="constrained")
+    for axes in panels.flat[len(draws) :]:
+        axes.remove()
+    for draw, axes in zip(draws, panels.flat, strict=False):
         draw(axes, spaces)
-        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         legend_below(axes)
     if title:
         figure.suptitle(title)
-    figure.savefig(output, dpi=120, format=form)
+    figure.savefig(output, format=form)
     pyplot.close(figure)
 
 
@@ -141,6 +151,77 @@ def _concentration(axes: Any, spaces: Mapping[str, Space]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(dims, [str(dim) for dim in dims])
     axes.minorticks_off()
+
+
+def _sharpness(axes: Any, spaces: Mapping[str, Space]) -> None:
+    """Draws the effective number of candidates, exp(entropy), of a softmax over a batch's texts."""
+    for when, (_, pairs) in spaces.items():
+        if not pairs:
+            continue
+        first, second = (unit_length(side[:CANDIDATES]) for side in pairs)
+        counts = effective_candidates(first @ second.T, TEMPERATURES)
+        at = int(np.argmin(np.abs(TEMPERATURES - 0.05)))
+        label = f"{_of(when, spaces)}{counts[at]:.1f} of {len(first)} at {TEMPERATURES[at]:.2g}"
+        axes.plot(TEMPERATURES, counts, label=label, **_line(when))
+    axes.set(
+        title="Sharpness of a softmax over a batch",
+        xlabel="temperature",
+        ylabel="effective number of candidates, exp(entropy)",
+        xscale="log",
+        yscale="log",
+    )
+
+
+def effective_candidates(
+    similarities: Float[np.ndarray, "N K"], temperatures: Float[np.ndarray, " T"]
+) -> Float[np.ndarray, " T"]:
+    """Computes exp(entropy) of softmax(similarities / t), the mean over rows, for each t.
+
+    >>> print(effective_candidates(np.zeros((1, 4)), np.array([0.05])))
+    [4.]
+    """
+    means = []
+    for temperature in temperatures:
+        logits = similarities / temperature
+        logits = logits - logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits)
+        totals = weights.sum(axis=1)
+        entropy = np.log(totals) - (weights * logits).sum(axis=1) / totals
+        means.append(np.exp(entropy).mean())
+    return np.array(means)
+
+
+def _plane(axes: Any, spaces: Mapping[str, Space], when: str) -> None:
+    """Draws a space on its first two principal components; lines join positive pairs."""
+    embeddings, pairs = spaces[when]
+    points, project, share = _principal_plane(embeddings)
+    axes.plot(*points[:SHOWN_TEXTS].T, ".", color=COLORS[when], markersize=3, alpha=0.5)
+    if pairs:
+        for ends in zip(*(project(side[:SHOWN_PAIRS]) for side in pairs), strict=True):
+            axes.plot(*np.array(ends).T, "-", color="black", linewidth=0.6, alpha=0.6)
+    reach = max(np.abs(_principal_plane(other)[0]).max() for other, _ in spaces.values())
+    title = f"{_of(when, spaces)}first two principal components"
+    axes.set(
+        title=title[0].upper() + title[1:],
+        xlabel=f"they have {share:.0%} of the variance; lines: positive pairs",
+        xlim=(-1.05 * reach, 1.05 * reach),
+        ylim=(-1.05 * reach, 1.05 * reach),
+        aspect="equal",
+    )
+
+
+def _principal_plane(
+    embeddings: Float[np.ndarray, "N D"],
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], float]:
+    """Returns the texts' places on the plane, a function that projects, its share of variance."""
+    unit = unit_length(embeddings)
+    mean = unit.mean(axis=0)
+    _, values, directions = np.linalg.svd(unit - mean, full_matrices=False)
+
+    def project(vectors: np.ndarray) -> np.ndarray:
+        return (unit_length(vectors) - mean) @ directions[:2].T
+
+    return project(embeddings), project, float((values[:2] ** 2).sum() / (values**2).sum())
 
 
 def _of(when: str, spaces: Mapping[str, Space]) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from embed_jax.errors import require
-from embed_jax.train.plots import legend_below, line_style
+from embed_jax.pictures import legend_below, line_style, picture_style
 
 
+@picture_style()
 def plot_critical(
     dims: Sequence[int],
     numbers: Sequence[int],
@@ -27,10 +27,6 @@ def plot_critical(
         output: the file to write.
         form: "png", "svg" or "pdf".
     """
-    require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 5.5), layout="constrained")
@@ -58,9 +54,8 @@ def plot_critical(
         xlabel="d, numbers of a vector",
         ylabel="critical n, documents",
     )
-    axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.08)
     legend_below(axes)
-    figure.savefig(output, dpi=120, format=form)
+    figure.savefig(output, format=form)
     pyplot.close(figure)

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import exit_with_one_line
-from embed_jax.evals.by_size import spearman_by_size
+from embed_jax.evals.by_size import (
+    by_size_metrics,
+    read_by_size,
+    spearman_by_size,
+    write_by_size,
+)
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import load_sentence_encoder
 from experiments import matryoshka
@@ -112,10 +117,6 @@ def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
     "override,message",
     [
         (
-            "loss.name=info_nce",
-            "config.loss.name: expected matryoshka(...) or adaptive_layers(...), found info_nce",
-        ),
-        (
             "loss.name=matryoshka(info_nce(), dims='64,8')",
             "dims: expected sizes from 1 to 32, the size",
         ),
@@ -132,3 +133,17 @@ def test_wrong_use_is_one_line_and_leaves_nothing(run, tmp_path, override, messa
     status, output = run(tmp_path / "run", override)
     assert status == 2 and message in output and "Traceback" not in output
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_without_sizes_needs_some_to_measure(run, tmp_path):
+    status, output = run(tmp_path / "run", "loss.name=info_nce", "eval.dims=", "eval.layers=")
+    assert status == 2 and "or sizes to measure in config.eval.dims, found info_nce" in output
+
+
+def test_scores_by_size_are_read_back_with_their_shares_of_the_whole(tmp_path):
+    scores = {2: {8: 0.5, 4: 0.4}, 1: {8: 0.25, 4: float("nan")}}
+    write_by_size({"trained": scores}, [8], tmp_path / "by_size.json")
+    result = read_by_size(tmp_path / "by_size.json")["trained"]
+    assert result[2] == scores[2] and np.isnan(result[1][4])
+    metrics = by_size_metrics(result)
+    assert (metrics["by_size/2/4"], metrics["kept/2/4"], metrics["kept/1/8"]) == (0.4, 0.8, 0.5)

@@ -162,6 +162,7 @@ def test_wrong_calls_are_one_line(texts, call, message):
         ("cosine(0.1, 0.02, "
          "10)", [0.1, 0.1 - 0.08 * (0.5 - 0.5 * np.cos(0.25 * np.pi)), 0.06, 0.02, 0.02]),
         ("quadratic(0, 2, 10)", [0.0, 0.125, 0.5, 2.0, 2.0]),
+        ("switch(1, 0, 10)", [1.0, 1.0, 1.0, 0.0, 0.0]),
     ],
 )  # fmt: skip
 def test_schedules(text, expected):

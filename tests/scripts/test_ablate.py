@@ -8,6 +8,7 @@ import signal
 import statistics
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from embed_jax.config import Experiment
 def get_config(cut=""):
     config = Experiment()
     config.eval.metric = "sts/spearman"
+    config.tracking.wandb = "disabled"
     return config
 """
 TABLE = '''"""A table for tests."""
@@ -209,6 +211,7 @@ def test_metrics_are_the_last_and_the_best_that_the_training_chose(tmp_path):
     assert result == {
         "loss": 1.0,
         "sts/pearson": 0.2,
+        "start": 0.5,
         "best": 0.6,
         "sts12/spearman": 0.7,
         "sts12/n": 3.0,
@@ -433,6 +436,43 @@ def test_the_paper_s_claims_are_judged_by_our_seeds(table, tmp_path):
 
     status, out, _ = table("--seeds=0", text=TABLE + claims)
     assert "more is better: cannot tell (+9.90, one seed)" in out
+
+
+def test_a_claim_without_numbers_names_its_source(table):
+    claims = 'CLAIMS = {"more is better": ("small", "<", "large")}\n'
+    status, out, err = table("--seeds=0,1", text=TABLE + claims + 'SOURCE = "A 2020, in words"\n')
+    assert status == 0, err
+    assert "paper: A 2020, in words\nmore is better: holds" in out and "checked" not in out
+    assert "SOURCE: expected the paper" in table(text=TABLE + claims)[2]
+
+
+def test_the_table_and_its_pictures_are_a_run_of_the_rows_group(table, tmp_path, monkeypatch):
+    logged = []
+
+    class Run:
+        log = staticmethod(logged.append)
+        finish = staticmethod(lambda: logged.append("finished"))
+
+    def init(**arguments):
+        logged.append(arguments)
+        return Run
+
+    wandb = types.SimpleNamespace(
+        init=init, Table=lambda columns, data: (columns, data), Image=lambda path: path
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    status, _, err = table(
+        *("--config.tracking.wandb=offline", "--seeds=0"),
+        *(f"--results={tmp_path}/results", f"--plot={tmp_path}/a.pdf"),
+    )
+    assert status == 0, err
+    arguments, content, end = logged
+    assert (arguments["name"], arguments["mode"]) == ("table", "offline") and end == "finished"
+    assert os.environ["WANDB_RUN_GROUP"] == "table"
+    header, rows = content["table"]
+    assert header[:3] == ["row", "best", "paper"] and [row[0] for row in rows] == ["small", "large"]
+    assert content["picture/table"] == f"{tmp_path}/results/table.png"
+    assert set(content) == {"table", "picture/table"}, "wandb shows no PDF"
 
 
 def test_validation_chooses_a_row_s_setting_of_a_grid(table, tmp_path):

@@ -9,15 +9,15 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.train.ablation import AblationRun, Table
-from scripts.ablate.plots import (
+from embed_jax.train.plots import series_by_name, smooth
+from scripts.ablate.curves import (
+    alignment_ways,
     curves,
     over_seeds,
-    plot_against_metric,
     plot_against_step,
-    points_by_row,
-    series_by_name,
-    smooth,
+    plot_alignment,
 )
+from scripts.ablate.plots import plot_against_metric, plot_against_size, points_by_row
 
 SIZES, RATES = (300, 100), (5e-5, 1e-5)
 GRID = {
@@ -248,3 +248,42 @@ def test_what_is_drawn_against_a_metric(measured, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="X: unknown metric 'sparse/flop'"):
         table = make_table({}, metrics=["sparse/ndcg@10"], x="sparse/flop")
         plot_against_metric(table, measured, tmp_path / "a.png", "png")
+
+
+def test_the_way_of_alignment_and_uniformity(make_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    ways = {
+        "dropout": [{0: (-1.0, 0.4), 5: (-2.0, 0.2)}, {0: (-1.0, 0.2), 5: (-3.0, 0.2)}],
+        "unmeasured": [{}],
+    }
+    names = ("geometry/uniformity", "geometry/alignment")
+    runs = [
+        make_run(
+            row, seed, {step: dict(zip(names, pair, strict=True)) for step, pair in way.items()}
+        )
+        for row, seeds in ways.items()
+        for seed, way in enumerate(seeds)
+    ]
+    assert alignment_ways(runs) == {"dropout": ([-1.0, -2.5], [pytest.approx(0.3), 0.2])}
+    table = make_table(dict.fromkeys(ways, {}))
+    plot_alignment(table, runs, tmp_path / "a.png", "png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="--alignment: no run has measured it"):
+        plot_alignment(table, runs[2:], tmp_path / "b.png", "png")
+
+
+def test_scores_by_size_are_means_over_seeds(make_run, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from scripts.ablate import plots
+
+    runs = [make_run("a", seed, {}) for seed in (0, 1)]
+    for run, score in zip(runs, (0.5, 0.7), strict=True):
+        run.metrics = {"by_size/6/32": score, "kept/6/32": 1.0, "by_size/6/8": 0.4}
+    drawn = []
+    monkeypatch.setattr(plots, "plot_by_size", lambda *args, **_: drawn.append(args))
+    table = make_table({"a": {}}, scale=100, x="by_size/")
+    plot_against_size(table, runs, tmp_path / "a.png", "png")
+    scores, sizes, *_ = drawn[0]
+    assert scores == {"a": {6: {32: pytest.approx(60), 8: pytest.approx(40)}}} and sizes == [8, 32]
+    with pytest.raises(InputError, match="X: no run was measured by size"):
+        plot_against_size(table, [make_run("b", 0, {})], tmp_path / "a.png", "png")

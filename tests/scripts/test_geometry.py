@@ -96,6 +96,16 @@ def test_a_picture_of_a_space_without_pairs(tmp_path):
     assert "<svg" in (tmp_path / "one").read_text()
 
 
+def test_a_cold_softmax_has_one_candidate_and_a_hot_one_all():
+    from scripts.geometry.plot import effective_candidates
+
+    similarities = np.random.default_rng(0).uniform(-1, 1, size=(5, 8))
+    cold, warm, hot = effective_candidates(similarities, np.array([1e-4, 0.5, 1e4]))
+    assert cold == pytest.approx(1, abs=1e-3) and hot == pytest.approx(8) and cold < warm < hot
+    two = effective_candidates(np.array([[1.0, 1.0, -1.0]]), np.array([1e-3]))
+    assert two == pytest.approx(2)
+
+
 def test_bad_input_is_refused(refused, tiny_model, sts, tmp_path):
     few, flat, lists = tmp_path / "few.txt", tmp_path / "flat.tsv", tmp_path / "nli.tsv"
     few.write_text("one\ntwo\n")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from embed_jax.train.plots import line_style, plot_curves, smooth
+from embed_jax.pictures import line_style
+from embed_jax.train.plots import plot_curves, smooth
 
 
 @pytest.fixture
