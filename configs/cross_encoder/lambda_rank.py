@@ -4,7 +4,9 @@
         --workdir=runs/lambda_rank
 
 Every list is a docstring's first sentence, its function, and seven functions that BM25 finds
-instead. `lambda_rank.py:small` is ten steps of shorter texts.
+instead. `lambda_rank.py:small` is ten steps of shorter texts; `lambda_rank.py:base` is for
+tables/losses.py: 60 batches from the encoder that `configs/mlm/bert_small.py:base` makes in
+runs/base.
 
 Paper: Wang et al. (2018), "The LambdaLoss Framework for Ranking Metric Optimization", NDCG-Loss2++
     with mu 10.
@@ -48,6 +50,19 @@ def get_config(cut: str = "") -> Experiment:
         config.train.steps = 10
         config.eval.every = -1
         config.checkpoint.every = 0
+    elif cut == "base":
+        config.model.name = "runs/base/model"
+        config.data.limit = 1200
+        config.data.holdout = 0.1
+        config.data.max_length = 64
+        config.optim.learning_rate = 3e-4
+        config.train.steps = 60
+        config.eval.retrieval = ""
+        config.eval.test_split = ""
+        config.eval.depth = 10
+        config.eval.with_positives = True
+        config.eval.every = 30
+        config.checkpoint.every = 0
     elif cut:
-        raise ValueError(f"unknown cut {cut!r}; known: small")
+        raise ValueError(f"unknown cut {cut!r}; known: small, base")
     return config

@@ -15,6 +15,9 @@ a replica of E5's, about 1.5 M pairs).
 SimCSE's and the first step's texts must be set: --config.data.train=FILE
 --config.stages.simcse.data.train=FILE
 
+`llm2vec.py:table` is for tables/llm2vec.py: SimCSE for 60 batches of 64 sentences from the
+decoder that `configs/mlm/decoder_small.py` makes in runs/decoder_small.
+
 Paper: BehnamGhader et al. (COLM 2024), tables 1 and 2.
 Expected: MTEB average over 56 tasks, Llama-3-8B: 56.23 after SimCSE (table 1), 65.01 after MNTP
     and supervised training, 64.90 after all three (table 2).
@@ -25,8 +28,8 @@ from embed_jax.config import Experiment
 
 
 def get_config(cut: str = "") -> Experiment:
-    if cut not in ("", "small"):
-        raise ValueError(f"unknown cut {cut!r}; known: small")
+    if cut not in ("", "small", "table"):
+        raise ValueError(f"unknown cut {cut!r}; known: small, table")
     config = adapted()
     config.model.name = "meta-llama/Meta-Llama-3-8B"
     config.data.train = "wikitext.txt"
@@ -65,6 +68,20 @@ def get_config(cut: str = "") -> Experiment:
     supervised.optim.warmup = 0.3
     supervised.train.steps = 1000
 
+    if cut == "table":
+        simcse.model.name = "runs/decoder_small/model"
+        simcse.model.remat = "none"
+        simcse.lora.base = "float32"
+        simcse.data.train = "wiki.txt"
+        simcse.data.max_length = 32
+        simcse.batch.size = 64
+        simcse.batch.groups = 0
+        simcse.optim.learning_rate = 1e-3
+        simcse.train.steps = 60
+        simcse.eval.sts = "stsb/dev.tsv"
+        simcse.eval.every = 20
+        simcse.eval.metric = "sts/spearman"
+        return simcse
     if cut == "small":
         config.model.name = "random:decoder-small"
         config.model.tokenizer = "sentence-transformers/all-MiniLM-L6-v2"

@@ -8,7 +8,7 @@ Settings of their script: dims 768, 512, 256, 128, 64 with weights 1, batch 128,
 AllNLI. Their values by size exist only as a figure.
 
 `nli.py:small` trains all-MiniLM-L6-v2 at 384, 256, 128, 64, 32 and 16, 60 steps of 64, minutes on
-a CPU.
+a CPU; `nli.py:table` is for tables/: 40 steps, without a second training beside it.
 
 Paper: sentence-transformers' documentation, "Matryoshka Embeddings".
 Expected: on STS-B test, 64 of 768 dimensions keep 98.37 % of the whole embedding's Spearman,
@@ -39,7 +39,7 @@ def get_config(cut: str = "") -> Experiment:
     config.eval.every = 500
     config.eval.metric = "sts/spearman"
     config.checkpoint.every = 500
-    if cut == "small":
+    if cut in ("small", "table"):
         config.model.name = "sentence-transformers/all-MiniLM-L6-v2"
         config.model.pooling = ""
         config.data.max_length = 32
@@ -49,6 +49,13 @@ def get_config(cut: str = "") -> Experiment:
         config.eval.dims = "384,320,256,192,128,96,64,48,32,24,16,8"
         config.eval.every = 30
         config.checkpoint.every = 0
+        if cut == "table":
+            config.loss.name = "matryoshka(info_nce(), dims='384,256,128,64,32')"
+            config.train.steps = 40
+            config.eval.dims = "384,256,128,64,32,16,8"
+            config.eval.sts = ""
+            config.eval.baseline = ""
+            config.eval.metric = ""
     elif cut:
-        raise ValueError(f"unknown cut {cut!r}; known: small")
+        raise ValueError(f"unknown cut {cut!r}; known: small, table")
     return config

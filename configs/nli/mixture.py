@@ -6,14 +6,16 @@
 Each batch is from one data set (`mixture.batches`), drawn by size^(1/2) (`mixture.sampling`,
 `mixture.temperature`), so that the small one is seen more often than its share.
 
-`mixture.py:small` is all-MiniLM-L6-v2 for 60 steps of 32, in minutes on a CPU.
+`mixture.py:small` is all-MiniLM-L6-v2 for 60 steps of 32, in minutes on a CPU; `mixture.py:batches`
+is for tables/batches.py: pairs of three kinds with one loss, 60 batches of 48 from the encoder that
+`configs/mlm/bert_small.py:base` makes in runs/base.
 
 Paper: none has this mixture.
 Expected: no published number.
 Measured: not yet.
 """
 
-from embed_jax.config import Experiment, Source
+from embed_jax.config import Experiment, Mixture, Source
 
 
 def get_config(cut: str = "") -> Experiment:
@@ -42,6 +44,19 @@ def get_config(cut: str = "") -> Experiment:
         config.train.steps = 60
         config.eval.every = 20
         config.checkpoint.every = 20
+    elif cut == "batches":
+        config.model.name = "runs/base/model"
+        config.mixture = Mixture()
+        config.mixture.sources.nli = Source("nli/triplets.tsv.gz", columns="anchor,positive")
+        config.mixture.sources.questions = Source("questions.tsv")
+        config.mixture.sources.functions = Source("python_docs")
+        config.mixture.sampling = "round_robin"
+        config.batch.size = 48
+        config.optim.learning_rate = 2e-4
+        config.train.steps = 60
+        config.eval.retrieval = "python_docs"
+        config.eval.every = 30
+        config.checkpoint.every = 0
     elif cut:
-        raise ValueError(f"unknown cut {cut!r}; known: small")
+        raise ValueError(f"unknown cut {cut!r}; known: small, batches")
     return config

@@ -1,0 +1,31 @@
+"""Compares poolings of SBERT, trained to classify inference pairs.
+
+    python -m scripts.ablate configs/nli/tables/pooling.py --seeds 0,1 \
+        --config.data.train=nli/pairs.tsv.gz --config.eval.sts=stsb/dev.tsv
+
+The best Spearman x100 on STS-B dev of 60 batches of 64, from the small encoder that
+`configs/mlm/bert_small.py:base` makes in runs/base; the paper's is of BERT-base, ten seeds.
+
+Paper: Reimers, Gurevych (EMNLP 2019), Table 6, the column of NLI.
+Expected: PAPER.
+Measured: not yet.
+"""
+
+EXPERIMENT = "nli"
+CONFIG = "configs/nli/sup_simcse_bert_base.py:base"
+FULL = "configs/nli/sbert_bert_base.py"
+SCALE = 100
+SOURCE, CHECKED = "Reimers and Gurevych 2019, Table 6", "text"
+MINUTES, GPU_HOURS = 2, 0.5
+SOFTMAX = {
+    "model.mlp": "",
+    "loss.name": "softmax(concatenation='u,v,|u-v|')",
+    "loss.temperature": -1.0,
+    "loss.mask_duplicates": True,
+}
+ROWS = {name: SOFTMAX | {"model.pooling": name} for name in ("mean", "max", "cls")}
+PAPER = dict(zip(ROWS, (80.78, 79.07, 79.80), strict=True))
+CLAIMS = {
+    "the mean is best": ("mean", ">", "cls"),
+    "the maximum is worst": ("max", "<", "cls"),
+}
