@@ -28,11 +28,12 @@ DESCRIPTION = """Where the time of encoding and of a training step goes, and how
 The peak is the most that this machine's matrix products reach, square ones of a few sizes or those
 of the model's shapes. The parts are small programs of the shapes of the whole, each timed by itself
 and multiplied by how often the whole does it; in training with their gradients. "program" is the
-compiled function with its batches ready, "rest" what the parts don't explain of it. "host waits" is
-what the whole takes beyond its program: tokenising and packing, as far as they are not done beside
-it. Both are also timed by themselves, in brackets. GFLOP/s count what the texts need: products of
-parameters with tokens, and attention between tokens that see each other, but no padding. The gap to
-the limit is the time of the whole over that of these FLOPs at the peak. On one device."""
+compiled function with its batches ready, "rest" what the parts don't explain of it; it is below 0
+where the compiler merges them. "host waits" is what the whole takes beyond its program: tokenising
+and packing, as far as they are not done beside it. Both are also timed by themselves, in brackets.
+GFLOP/s count what the texts need: products of parameters with tokens, and attention between tokens
+that see each other, but no padding. The gap to the limit is the time of the whole over that of
+these FLOPs at the peak. On one device."""
 EXAMPLES = """examples:
   python -m scripts.bench roofline --shape minilm-l6 --length 128
   python -m scripts.bench roofline --model sentence-transformers/all-MiniLM-L6-v2 --length 256
