@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from embed_jax.encoders.attention_mask import MASKED, AttentionMask, sees
 from embed_jax.encoders.layers import MaskPositions, Queries, dropout
+from embed_jax.encoders.segments import segment_attention
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import AnyArray
 
-IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn")
-BLOCK = 2**20  # attention weights of one block: 4 MiB in float32
-MASKED = -1e9  # exp of it is exactly 0 in float32, and it stays finite when two of them are added
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "segments", "pallas", "cudnn")
+WHOLE_ROWS = ("xla", "cudnn")  # bodies that multiply all slots of a row with all
+KERNEL_BLOCK = 128  # a kernel's rows have a multiple of this many slots
+# Bytes of a row's keys and values of one head, twice, that a TPU's core has room for.
+KERNEL_MEMORY = 12 * 2**20
+SHORT = 512  # slots of rows in which skipping slots costs as much as it saves
+# Attention weights of one block: on CPU 4 MiB in float32, to fit the cache; elsewhere 1 GiB, to
+# bound the memory.
+BLOCK, LARGE_BLOCK = 2**20, 2**28
 
 
-def sentence_bias(
-    sentence: Int[AnyArray, "R T"],
-    position: Int[AnyArray, "R T"] | None = None,
-    *,
-    key_sentence: Int[AnyArray, "R T"] | None = None,
-    causal: bool = False,
-    window: int = 0,
-) -> Float[Array, "R 1 T T"]:
-    """Returns a bias for the scores with which a token sees only tokens of the same sentence.
-
-    The bias is 0 where a token sees another, and MASKED elsewhere. Padding has its own sentence id,
-    so padding sees padding: every row of the softmax has a slot to look at and none becomes NaN;
-    the results at padding are never pooled.
-
-    >>> bias = sentence_bias(jnp.array([[0, 0, 1]]))  # sentences of two tokens and of one
-    >>> (bias[0, 0] == 0).astype(int).tolist()
-    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-
-    Args:
-        sentence: each slot's sentence id.
-        position: each token's position in its sentence; needed for `causal` and `window`.
-        key_sentence: the sentence whose tokens see each slot, see TokenBatch; None: `sentence`.
-        causal: whether a token sees only itself and the tokens before it.
-        window: a token sees only tokens at a distance below this; 0: at any distance.
-    """
-    keys = sentence if key_sentence is None else key_sentence
-    seen = sentence[:, :, None] == keys[:, None, :]
-    if causal or window:
-        assert position is not None, "`causal` and `window` need the positions"
-        back = position[:, :, None] - position[:, None, :]
-        seen &= back >= 0 if causal else True
-        seen &= jnp.abs(back) < window if window else True
-    return jnp.where(seen, 0.0, MASKED)[:, None]
+def needs_bias(implementation: str, slots: int) -> bool:
+    """Tells whether bodies add a bias of whole rows, which is then made once for all layers."""
+    return slots <= SHORT or implementation in WHOLE_ROWS
 
 
 def attention(
     query: Float[Array, "*Q H d"],
     key: Float[Array, "R T G d"],
     value: Float[Array, "R T G d"],
-    bias: Float[Array, "R K T T"],
+    mask: AttentionMask,
     queries: Queries | None = None,
     *,
     scale: float | None = None,
@@ -70,9 +49,12 @@ def attention(
     Keys and values may have fewer heads G than the H of queries, if G divides H: each head then
     serves H / G consecutive heads of queries (grouped-query attention, Ainslie et al. 2023).
 
+    >>> from embed_jax.encoders.attention_mask import make_mask
+    >>> from embed_jax.types import TokenBatch
+    >>> sentence = jnp.array([[0, 1]])  # two sentences of a token: each token sees only itself
+    >>> tokens = TokenBatch(sentence, sentence, 0 * sentence, sentence >= 0, sentences=2)
     >>> x = jnp.eye(2).reshape(1, 2, 1, 2)  # two tokens, one head of size 2
-    >>> bias = sentence_bias(jnp.array([[0, 1]]))  # of two sentences: each token sees only itself
-    >>> attention(x, x, x, bias)[0, :, 0].tolist()
+    >>> attention(x, x, x, make_mask(tokens, dense=True))[0, :, 0].tolist()
     [[1.0, 0.0], [0.0, 1.0]]
 
     Args:
@@ -80,8 +62,7 @@ def attention(
             sentence [S].
         key: the keys, of G heads.
         value: the values, of G heads.
-        bias: float32, added to the scores: the mask, and a relative position bias where there is
-            one; K is H or 1.
+        mask: which slots see each other, and what is added to the scores.
         queries: the slots of the queries, and those that share a dropout mask; None: all slots,
             each with its own mask.
         scale: the factor of the scores; None: 1 / sqrt(d).
@@ -89,9 +70,13 @@ def attention(
         dropout_rate: the share of the softmax's weights that becomes 0.
         dropout_key: None means no dropout. The same key gives the same mask in every
             implementation.
-        implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time;
-            "cudnn": flash attention, for 16-bit inputs without dropout; "auto": blocks on CPU,
-            cuDNN on a GPU where its restrictions allow it, else xla.
+        implementation: "xla": batched matrix products of whole rows; "blocks": the same, a few rows
+            or some queries of a row at a time; "segments": for each block of queries only the slots
+            that they can see, in memory linear in the slots; "pallas": the same as a kernel for GPU
+            and TPU; "cudnn": flash attention of whole rows, for 16-bit inputs without dropout. The
+            results at padding differ, and are finite. "auto" takes segments (CPU) or pallas for
+            long rows without more in the bias than the mask, else blocks, or cuDNN on a GPU where
+            its restrictions allow it.
     """
     if dropout_rate == 0.0:
         dropout_key = None
@@ -102,13 +87,13 @@ def attention(
         key, value = (jnp.repeat(x, query.shape[1] // x.shape[2], axis=2) for x in (key, value))
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         query = query * jnp.asarray(scale, query.dtype)
-        return _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_key)
+        return _one_query(query, key, value, mask, softcap, queries, dropout_rate, dropout_key)
     if implementation == "auto":
-        backend = jax.default_backend()
-        flash = (
-            backend == "gpu" and query.dtype == jnp.bfloat16 and dropout_key is None and not softcap
+        implementation = _choose(query, mask, softcap, dropout_key)
+    if mask.relative and implementation in ("segments", "pallas"):
+        raise InputError(
+            f"attention {implementation!r} adds no bias by distance: use 'auto', 'blocks' or 'xla'"
         )
-        implementation = "blocks" if backend == "cpu" else "cudnn" if flash else "xla"
     if implementation == "cudnn":
         if dropout_key is not None:
             raise InputError(
@@ -117,21 +102,54 @@ def attention(
         if softcap:
             raise InputError("attention 'cudnn' has no soft-capping: use 'auto' or 'xla'")
         # cuDNN computes with a bias of the inputs' type; MASKED is finite in bfloat16 too.
-        mask = bias.astype(query.dtype)
+        bias = jnp.asarray(mask.dense_bias()).astype(query.dtype)
         return jax.nn.dot_product_attention(
-            query, key, value, mask, scale=scale, implementation="cudnn"
+            query, key, value, bias, scale=scale, implementation="cudnn"
         )
-    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     # Scaling the queries touches [T, d] numbers, scaling the scores would touch [T, T].
     query = query * jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
+    if implementation == "pallas":
+        # Slow to import
+        from embed_jax.encoders.kernels import kernel_attention
+
+        return kernel_attention(query, key, value, mask, softcap, places, dropout_rate, dropout_key)
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    if implementation == "segments":
+        return segment_attention(
+            query, key, value, mask, softcap, places, dropout_rate, dropout_key
+        )
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    body = _blocks if implementation == "blocks" else _products
-    return body(query, key, value, bias, softcap, places, dropout_rate, dropout_key).transpose(
-        0, 2, 1, 3
-    )
+    if implementation == "blocks":
+        mixed = _blocks(query, key, value, mask, softcap, places, dropout_rate, dropout_key)
+    else:
+        start = 0 if places is None else _starts(places, places.position, query.shape[1])
+        whole = mask.dense_bias()
+        mixed = _products(query, key, value, whole, softcap, start, dropout_rate, dropout_key)
+    return mixed.transpose(0, 2, 1, 3)
 
 
-def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start=0):
+def _choose(
+    query: Float[Array, "R T H d"],
+    mask: AttentionMask,
+    softcap: float,
+    dropout_key: PRNGKeyArray | None,
+) -> str:
+    """Returns the implementation that suits the backend and the inputs."""
+    backend, slots = jax.default_backend(), query.shape[1]
+    if mask.relative:
+        return "blocks"
+    if slots > SHORT:
+        if backend == "cpu":
+            return "segments"
+        memory = 4 * slots * max(query.shape[-1], 128) * query.dtype.itemsize
+        fits = backend != "tpu" or memory <= KERNEL_MEMORY
+        return "pallas" if fits and slots % KERNEL_BLOCK == 0 else "blocks"
+    flash = query.dtype == jnp.bfloat16 and dropout_key is None and not softcap
+    # A program for a GPU may be lowered on a machine without a GPU and its cuDNN.
+    return "cudnn" if flash and jax.devices()[0].platform == "gpu" else "blocks"
+
+
+def _products(query, key, value, bias, softcap, start, dropout_rate, dropout_key):
     """Computes attention by matrix products batched over [R, H].
 
     The division by the row sum comes last, on [T, d] and not on [T, T]. On CPU this form takes a
@@ -145,51 +163,94 @@ def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_ke
     weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # Dropout follows the softmax: the sum above is of all weights, dropped ones too.
-    if places is not None:
-        start = _starts(places, *weights.shape[1:3])
     weights = dropout(weights, dropout_rate, dropout_key, start).astype(value.dtype)
     return (jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total).astype(
         value.dtype
     )
 
 
-def _starts(places: MaskPositions, heads: int, slots: int) -> Int[Array, "R H T T"]:
+def _starts(places: MaskPositions, seen: Int[Array, "R T"], heads: int) -> Int[Array, "R H Q T"]:
     """Returns each attention weight's index in its dropout mask.
 
     The index depends on the example, the head and both tokens' positions only.
+
+    Args:
+        places: of the queries.
+        seen: the positions of all slots.
+        heads: H.
     """
     example, position = (leaf[:, None, :, None] for leaf in (places.example, places.position))
-    head = jnp.arange(heads)[:, None, None]
-    return ((example * heads + head) * slots + position) * slots + places.position[:, None, None, :]
+    head, slots = jnp.arange(heads)[:, None, None], seen.shape[1]
+    return ((example * heads + head) * slots + position) * slots + seen[:, None, None, :]
 
 
-def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key):
-    """Applies `_products` to a few rows at a time, so that their [T, T] weights fit the cache.
+def _blocks(query, key, value, mask, softcap, places, dropout_rate, dropout_key):
+    """Applies `_products` to a few rows at a time, so that their weights fit the cache.
 
-    The weights are computed again in the backward pass. On CPU a training step is about a tenth
-    faster than with all rows at once, in two thirds of the memory.
+    Of rows that are too long for it, each is cut into pieces of its queries. The weights are
+    computed again in the backward pass. On CPU a training step is about a tenth faster than with
+    all rows at once, in two thirds of the memory.
     """
     rows, heads, slots, _ = query.shape
+    limit = BLOCK if jax.default_backend() == "cpu" else LARGE_BLOCK
     block = max(
-        n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * heads * slots**2 <= BLOCK)
+        n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * heads * slots**2 <= limit)
     )
-    if block == rows:
-        return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
+    # A row whose weights are a few times the limit is multiplied whole, as short rows are.
+    cut = block * heads * slots**2 > limit and slots > SHORT
+    piece = max(
+        n for n in range(1, slots + 1) if slots % n == 0 and (n == 1 or n * heads * slots <= limit)
+    )
+    if block == rows and not cut:
+        start = 0 if places is None else _starts(places, places.position, heads)
+        bias = mask.dense_bias()
+        return _products(query, key, value, bias, softcap, start, dropout_rate, dropout_key)
+    kind, mask = mask.kind, mask.replace(kind=None)
 
     @jax.checkpoint
     def attend_block(inputs):
-        index, (query, key, value, bias, places) = inputs
+        index, (query, key, value, mask, places) = inputs
+        mask = mask.replace(kind=kind)
         # The block's place in the mask of all rows, so that the size of a block changes no mask.
         start = index * (block * heads * slots**2)
-        return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start)
+        if not cut:
+            if places is not None:
+                start = _starts(places, places.position, heads)
+            bias = mask.dense_bias()
+            return _products(query, key, value, bias, softcap, start, dropout_rate, dropout_key)
 
-    cut = jax.tree.map(
-        lambda x: x.reshape(rows // block, block, *x.shape[1:]), (query, key, value, bias, places)
+        @jax.checkpoint
+        def attend_piece(inputs):
+            number, query, asking, bias, own_places = inputs
+            if bias is None:
+                bias = mask.dense_bias(*asking)
+            if places is None:
+                head = jnp.arange(heads)[None] * slots**2
+                first = start + head + number * (piece * slots)
+            else:
+                first = _starts(own_places, places.position, heads)
+            return _products(query, key, value, bias, softcap, first, dropout_rate, dropout_key)
+
+        pieces = slots // piece
+
+        def split(x: Any, axis: int) -> Any:  # the slots of `axis` into pieces, which come first
+            shape = (*x.shape[:axis], pieces, piece, *x.shape[axis + 1 :])
+            return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+        asking = split(mask.sentence, 1), split(mask.position, 1)
+        own_bias = None if mask.bias is None else split(mask.bias, 2)
+        own_places = jax.tree.map(lambda x: split(x, 1), places)
+        inputs = (jnp.arange(pieces), split(query, 2), asking, own_bias, own_places)
+        mixed = lax.map(attend_piece, inputs)
+        return jnp.moveaxis(mixed, 0, 2).reshape(query.shape)
+
+    blocks = jax.tree.map(
+        lambda x: x.reshape(rows // block, block, *x.shape[1:]), (query, key, value, mask, places)
     )
-    return lax.map(attend_block, (jnp.arange(rows // block), cut)).reshape(query.shape)
+    return lax.map(attend_block, (jnp.arange(rows // block), blocks)).reshape(query.shape)
 
 
-def _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_key):
+def _one_query(query, key, value, mask, softcap, queries, dropout_rate, dropout_key):
     """Computes the attention of one query of each sentence, in work linear in the slots.
 
     Each slot is multiplied with its sentence's query. Sums over a sentence go from its first token
@@ -206,8 +267,14 @@ def _one_query(query, key, value, bias, softcap, queries, dropout_rate, dropout_
     scores = jnp.sum(spread(query).astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    own_bias = jnp.take_along_axis(bias, column[:, None, None, :], axis=2)[:, :, 0]
-    scores = scores + own_bias.transpose(0, 2, 1)
+    if mask.relative:
+        own_bias = jnp.take_along_axis(mask.bias, column[:, None, None, :], axis=2)[:, :, 0]
+        scores = scores + own_bias.transpose(0, 2, 1)
+    else:
+        asking = jnp.take_along_axis(mask.position, column, axis=1)
+        keys = mask.key_sentence, mask.position
+        seen = sees((mask.sentence, asking), keys, mask.causal, mask.window)
+        scores = jnp.where(seen[..., None], scores, MASKED)
     highest = jax.ops.segment_max(
         lax.stop_gradient(scores).reshape(-1, heads), sentence.reshape(-1), count + 1
     )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import AttentionMask
 from embed_jax.encoders.family import Family, read_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
@@ -114,15 +115,15 @@ class Bert(Stack):
         hidden = Embeddings(config, self.dtype, name="embeddings")(
             tokens, embeddings_key, queries[0]
         )
-        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
+        mask = self.mask(tokens)
         if config.relative_buckets:
             table = self.param(
                 "relative_bias",
                 nn.initializers.normal(config.initializer_range),
                 (config.relative_buckets, config.num_heads),
             )
-            bias = bias + relative_bias(table, tokens.position)
-        return self.scan(Layer, hidden, layer_keys, queries, bias, every_layer=every_layer)
+            mask = mask.add_bias(relative_bias(table, tokens.position))
+        return self.scan(Layer, hidden, layer_keys, queries, mask, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -167,7 +168,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         queries: Queries,
-        bias: Float[Array, "R K T T"],
+        mask: AttentionMask,
     ):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -190,7 +191,7 @@ class Layer(nn.Module):
             split_heads(linear(config.hidden_size, "query")(x)),
             key_,
             value,
-            bias,
+            mask,
             queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],

@@ -76,7 +76,7 @@ def build_encoder(
             norms, softmax, pooling and heads are float32 always.
         remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix
             products with parameters too; "none" keeps everything.
-        attention: "auto", "xla", "blocks" or "cudnn"; see attention.attention.
+        attention: "auto", or an implementation by name; see attention.attention.
         unroll: layers per iteration of the scan over layers; None: all of them when training on CPU
             (with a dropout key), else 1. A step is an eighth faster there without the loop, but
             takes longer to compile; without gradients the loop is as fast or faster, since no

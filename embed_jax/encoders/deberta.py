@@ -16,7 +16,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import AttentionMask
 from embed_jax.encoders.distances import DistanceRows, find_distance_rows, multiply_by_distance
 from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import (
@@ -145,8 +146,7 @@ class Deberta(Stack):
             tokens.token_ids.shape[1],
             bool(config.position_buckets),
         )
-        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
-        shared = bias, distances[start:stop], rows
+        shared = self.mask(tokens), distances[start:stop], rows
         return self.scan(Layer, hidden, layer_keys, queries, *shared, every_layer=every_layer)
 
 
@@ -187,7 +187,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         queries: Queries,
-        bias: Float[Array, "R 1 T T"],
+        mask: AttentionMask,
         distances: Float[Array, "P D"],
         rows: DistanceRows,
     ):
@@ -214,24 +214,22 @@ class Layer(nn.Module):
 
         if "c2p" in config.position_terms:
             table = project_distances("distance_key", "key")
-            bias = bias + multiply_by_distance(query * scale, table[rows.backward])
+            mask = mask.add_bias(multiply_by_distance(query * scale, table[rows.backward]))
         if "p2c" in config.position_terms:
             table = project_distances("distance_query", "query")
             products = multiply_by_distance(key_ * scale, table[rows.forward])
-            bias = bias + products.transpose(0, 1, 3, 2)
-        x, query = queries.take((x, query))  # the bias needs the queries of all slots
-        # Flash attention would round the products with distances to 16 bits.
-        plain = self.attention == "auto" and jax.default_backend() == "gpu"
+            mask = mask.add_bias(products.transpose(0, 1, 3, 2))
+        x, query = queries.take((x, query))  # the products need the queries of all slots
         mixed = attention(
             query,
             key_,
             value,
-            bias,
+            mask,
             queries,
             scale=scale,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            implementation="xla" if plain else self.attention,
+            implementation=self.attention,
         )
         mixed = linear(config.hidden_size, name="output")(mixed.reshape(x.shape))
         x = norm(name="attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1], start))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import AttentionMask
 from embed_jax.encoders.layers import (
     Linear,
     Queries,
@@ -125,8 +127,19 @@ class DecoderConfig:
 class View(struct.PyTreeNode):
     """The mask and the rotary positions of layers of one kind, or of both kinds, stacked."""
 
-    bias: Float[Array, "*K R 1 T T"]
+    mask: AttentionMask
     turns: Rotation
+
+    def of_kind(self, kind: Int[Array, ""] | None) -> View:
+        """Returns those of a layer, by the index of its kind; None: there is one kind."""
+        if kind is None:
+            return self
+        return View(self.mask.of_kind(kind), jax.tree.map(lambda leaf: leaf[kind], self.turns))
+
+
+def stack_turns(turns: Sequence[Rotation]) -> Rotation:
+    """Returns the rotary positions of one kind of layers as they are, those of several stacked."""
+    return turns[0] if len(turns) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *turns)
 
 
 class Decoder(Stack):
@@ -146,33 +159,20 @@ class Decoder(Stack):
         _, layer_keys = self.split(key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens)
         kinds = sorted(set(config.kinds))
-        views = [_view(config, kind, tokens) for kind in kinds]
-        if len(kinds) == 1:
-            numbers, view = None, views[0]
-        else:
-            numbers = jnp.asarray([kinds.index(kind) for kind in config.kinds])
-            view = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+        windows = tuple(config.window if kind == SLIDING else 0 for kind in kinds)
+        ropes = [config.local_rope if kind == SLIDING else None for kind in kinds]
+        turns = [
+            rope_rotation(tokens.position, config.head_size, rope or config.rope) for rope in ropes
+        ]
+        view = View(self.mask(tokens, windows, config.causal), stack_turns(turns))
+        numbers = (
+            jnp.asarray([kinds.index(kind) for kind in config.kinds]) if len(kinds) > 1 else None
+        )
         queries = self.queries(tokens, key)
         hidden = self.scan(
             Layer, hidden, (layer_keys, numbers), queries, view, every_layer=every_layer
         )
         return _norm(config, self.dtype)(name="norm")(hidden)
-
-
-def _view(config: DecoderConfig, kind: str, tokens: TokenBatch) -> View:
-    window, rope = (
-        (config.window, config.local_rope or config.rope) if kind == SLIDING else (0, config.rope)
-    )
-    return View(
-        bias=sentence_bias(
-            tokens.sentence,
-            tokens.position,
-            key_sentence=tokens.key_sentence,
-            causal=config.causal,
-            window=window,
-        ),
-        turns=rope_rotation(tokens.position, config.head_size, rope),
-    )
 
 
 def _norm(config: DecoderConfig, dtype: Any):
@@ -214,8 +214,7 @@ class Layer(nn.Module):
     ):
         config = self.config
         key, number = own
-        if number is not None:
-            view = jax.tree.map(lambda leaf: leaf[number], view)
+        view = view.of_kind(number)
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         start = queries.starts(config.hidden_size)
         linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range)
@@ -241,7 +240,7 @@ class Layer(nn.Module):
             rotate(query, queries.take(view.turns)),
             rotate(key_, view.turns),
             value,
-            view.bias,
+            view.mask,
             queries,
             scale=None if config.query_scalar is None else config.query_scalar**-0.5,
             softcap=config.softcap or 0.0,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -311,15 +311,33 @@ def keep_mask(
         shape: the mask's shape.
         start: the index of the first element, or of the first of each part; see `dropout`.
     """
-    # Two words: with only one, masks of two keys would be the same sequence, shifted.
-    words = jax.random.bits(key, (2,), jnp.uint32)
-    x, stride = words[0] + jnp.asarray(start, jnp.uint32), 1
-    start_axes = x.ndim  # leading axes whose indices `start` has
-    x = x.reshape(*x.shape, *[1] * (len(shape) - start_axes)) if start_axes else x
+    index, stride = jnp.asarray(start, jnp.uint32), 1
+    start_axes = index.ndim  # leading axes whose indices `start` has
+    index = index.reshape(*index.shape, *[1] * (len(shape) - start_axes))
     # An index of iotas is made where it is used; an arange would be read from memory.
     for axis in reversed(range(start_axes, len(shape))):
-        x = x + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
+    return keep_indices(mask_words(key), rate, index)
+
+
+def mask_words(key: PRNGKeyArray) -> UInt[Array, "2"]:
+    """Returns the two words by which the mask of a key differs from other keys' masks.
+
+    With only one, masks of two keys would be the same sequence, shifted.
+    """
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def keep_indices(words: Any, rate: float, index: UInt[Array, "*B"]) -> Bool[Array, "*B"]:
+    """Returns the elements of a mask at any indices.
+
+    Args:
+        words: see `mask_words`.
+        rate: the probability of False.
+        index: of each element in its mask.
+    """
+    x = words[0] + index
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15) ^ words[1]) * jnp.uint32(0x846CA68B)
     return (x ^ (x >> 16)) >= jnp.uint32(round(rate * 2**32))

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
-from embed_jax.encoders.decoder import FULL, SLIDING, View
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.decoder import FULL, SLIDING, View, stack_turns
 from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.json_fields import OBJECT, check_fields
@@ -131,28 +131,17 @@ class ModernBert(Stack):
         hidden = Embeddings(config, self.dtype, name="embeddings")(
             tokens, embeddings_key, queries[0]
         )
-        views = [_view(config, kind, tokens) for kind in (FULL, SLIDING)]
-        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+        turns = [
+            rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(theta))
+            for theta in (config.rope_theta, config.local_rope_theta)
+        ]
+        both = View(self.mask(tokens, (0, config.local_attention // 2 + 1)), stack_turns(turns))
         numbers = jnp.asarray([(FULL, SLIDING).index(kind) for kind in config.layer_types])
         each = layer_keys, numbers, jnp.arange(config.num_layers) == 0
         hidden = self.scan(Layer, hidden, each, queries, both, every_layer=every_layer)
         return LayerNormalization(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
             hidden
         )
-
-
-def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
-    window, theta = (
-        (config.local_attention // 2 + 1, config.local_rope_theta)
-        if kind == SLIDING
-        else (0, config.rope_theta)
-    )
-    return View(
-        bias=sentence_bias(
-            tokens.sentence, tokens.position, key_sentence=tokens.key_sentence, window=window
-        ),
-        turns=rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(theta)),
-    )
 
 
 class Embeddings(nn.Module):
@@ -197,7 +186,7 @@ class Layer(nn.Module):
     ):
         config = self.config
         key, kind, first = own
-        view = jax.tree.map(lambda leaf: leaf[kind], views)
+        view = views.of_kind(kind)
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         start, inner_start = (
             queries.starts(size) for size in (config.hidden_size, config.intermediate_size)
@@ -225,7 +214,7 @@ class Layer(nn.Module):
             rotate(query, queries.take(view.turns)),
             rotate(key_, view.turns),
             value,
-            view.bias,
+            view.mask,
             queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],

@@ -14,7 +14,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import AttentionMask
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.layers import (
     LayerNormalization,
@@ -103,9 +104,9 @@ class Nomic(Stack):
         hidden = Embeddings(config, self.dtype, name="embeddings")(
             tokens, embeddings_key, queries[0]
         )
-        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence)
+        mask = self.mask(tokens)
         turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, config.rope)
-        return self.scan(Layer, hidden, layer_keys, queries, bias, turns, every_layer=every_layer)
+        return self.scan(Layer, hidden, layer_keys, queries, mask, turns, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -146,7 +147,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         queries: Queries,
-        bias: Float[Array, "R K T T"],
+        mask: AttentionMask,
         turns: Rotation,
     ):
         config = self.config
@@ -172,7 +173,7 @@ class Layer(nn.Module):
             rotate(query, queries.take(turns)),
             rotate(key_, turns),
             value,
-            bias,
+            mask,
             queries,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],

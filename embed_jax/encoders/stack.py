@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from embed_jax.encoders.attention import needs_bias
+from embed_jax.encoders.attention_mask import AttentionMask, make_mask
 from embed_jax.encoders.layers import MaskPositions, Queries
 from embed_jax.encoders.pooling import pooled_slots
 from embed_jax.errors import InputError
@@ -86,6 +88,13 @@ class Stack(nn.Module):
         if not self.pooling:
             return every, every
         return every, every.replace(slots=jnp.maximum(pooled_slots(self.pooling, tokens), 0))
+
+    def mask(
+        self, tokens: TokenBatch, windows: tuple[int, ...] = (0,), causal: bool = False
+    ) -> AttentionMask:
+        """Returns the mask of all layers; see `AttentionMask` for `windows` and `causal`."""
+        dense = needs_bias(self.attention, tokens.token_ids.shape[-1])
+        return make_mask(tokens, dense=dense, windows=windows, causal=causal)
 
     def scan(
         self,

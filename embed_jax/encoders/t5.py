@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import AttentionMask
 from embed_jax.encoders.bert import relative_bias
 from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import Linear, Queries, RMSNorm, activation, dropout
@@ -97,10 +98,10 @@ class T5(Stack):
         shape = (config.relative_buckets, config.num_heads)
         stddev = config.initializer_factor * config.hidden_size**-0.5
         table = self.param("relative_bias", nn.initializers.normal(stddev), shape)
-        bias = sentence_bias(tokens.sentence, key_sentence=tokens.key_sentence) + relative_bias(
-            table, tokens.position, config.relative_distance
+        mask = self.mask(tokens).add_bias(
+            relative_bias(table, tokens.position, config.relative_distance)
         )
-        hidden = self.scan(Layer, hidden, layer_keys, queries, bias, every_layer=every_layer)
+        hidden = self.scan(Layer, hidden, layer_keys, queries, mask, every_layer=every_layer)
         hidden = RMSNorm(config.layer_norm_eps, self.dtype, name="norm")(hidden)
 
         def drop(x: Float[Array, "*Q D"]) -> Float[Array, "*Q D"]:
@@ -140,7 +141,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         queries: Queries,
-        bias: Float[Array, "R H T T"],
+        mask: AttentionMask,
     ):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
@@ -172,18 +173,16 @@ class Layer(nn.Module):
         # The initial queries are small because scores are not divided by the square root of the
         # head's size.
         query = split_heads(linear(width, hidden_size * config.head_size, "query")(normed))
-        # Flash attention would round the bias by distance to 16 bits.
-        plain = self.attention == "auto" and jax.default_backend() == "gpu"
         mixed = attention(
             query,
             key_,
             value,
-            bias,
+            mask,
             queries,
             scale=1.0,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
-            implementation="xla" if plain else self.attention,
+            implementation=self.attention,
         )
         mixed = linear(hidden_size, width, "output")(mixed.reshape(*x.shape[:-1], width))
         x = x + dropout(mixed, config.hidden_dropout, keys[1], start)

@@ -1,4 +1,4 @@
-"""Measures speed and memory of encoding, training, losses, gradient caching and many devices.
+"""Measures speed and memory of encoding, training, attention, losses, caching and many devices.
 
 Needs only jax, flax, optax, transformers, jaxtyping and numpy; only suite needs data files and
 weights, and --against needs sentence-transformers or another library. The sides of a comparison
@@ -16,6 +16,7 @@ from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
 from . import (
+    attention,
     clients,
     encode,
     gpu,
@@ -41,6 +42,7 @@ EXAMPLES = """examples:
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
   python -m scripts.bench roofline --shape minilm-l6 --length 128
   python -m scripts.bench gpu --minutes 8
+  python -m scripts.bench attention --lengths 256,2048
   python -m scripts.bench clients --url http://127.0.0.1:8000
   python -m scripts.bench indexes --vectors sentences.npy --documents 1000000
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
@@ -99,6 +101,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("train", "pairs per second", train, train.bench_train),
         ("roofline", "where the time goes", roofline, roofline.bench_roofline),
         ("gpu", "all that an accelerator can show, in minutes", gpu, gpu.bench_gpu),
+        (
+            "attention",
+            "time and memory of attention by row length",
+            attention,
+            attention.bench_attention,
+        ),
         ("clients", "latency of a server under load", clients, clients.bench_clients),
         (
             "indexes",

@@ -123,7 +123,8 @@ def _attention(config: Any, tokens: TokenBatch, draw: Callable, key: Any) -> lis
     """Returns a part for each kind of layer by how far its tokens see."""
     import numpy as np
 
-    from embed_jax.encoders.attention import attention, sentence_bias
+    from embed_jax.encoders.attention import attention, needs_bias
+    from embed_jax.encoders.attention_mask import make_mask
 
     rows, length = tokens.token_ids.shape
     heads, size = config.num_heads, head_size(config)
@@ -133,20 +134,19 @@ def _attention(config: Any, tokens: TokenBatch, draw: Callable, key: Any) -> lis
     lengths = np.bincount(np.asarray(tokens.sentence).ravel(), minlength=tokens.sentences)
     query, key_, value = (draw(rows, length, count, size) for count in (heads, shared, shared))
 
-    def mix(query, key_, value, bias):
-        return attention(query, key_, value, bias, dropout_rate=rate, dropout_key=key)
+    def mix(query, key_, value, mask):
+        return attention(query, key_, value, mask, dropout_rate=rate, dropout_key=key)
 
     parts = []
     for reach, times in Counter(layer_reaches(config)).items():
         window = 0 if reach is None else reach + 1
-        bias = sentence_bias(
-            np.asarray(tokens.sentence), np.asarray(tokens.position), causal=causal, window=window
-        )
+        dense = needs_bias("auto", length)
+        mask = make_mask(tokens, dense=dense, windows=(window,), causal=causal)
         pairs = sum(
             seen_pairs(int(own), reach, causal=causal) for own in lengths[: tokens.sentences] if own
         )
         flops = 4.0 * heads * size * pairs
-        parts.append(Part(ATTENTION, mix, (query, key_, value), (bias,), times, flops))
+        parts.append(Part(ATTENTION, mix, (query, key_, value), (mask,), times, flops))
     return parts
 
 

@@ -14,20 +14,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.attention import attention
+from embed_jax.encoders.attention_mask import make_mask
+from embed_jax.types import TokenBatch
 
 ROWS, SLOTS, HEADS, SIZE = 4, 128, 8, 64
+PADDING = 1000  # the sentence of padding
 MASKS = {
     "packed": {},
     "causal": {"causal": True},
-    "window": {"window": 16},
+    "window": {"windows": (16,)},
 }
 
 
 def packed_positions() -> tuple[np.ndarray, np.ndarray]:
     """Returns sentence and position of rows that hold sentences of 3 to 40 tokens, then padding."""
     rng = np.random.default_rng(0)
-    sentence = np.full((ROWS, SLOTS), 1000, np.int32)
+    sentence = np.full((ROWS, SLOTS), PADDING, np.int32)
     position = np.zeros((ROWS, SLOTS), np.int32)
     for row in range(ROWS):
         start, number = 0, row * 100
@@ -58,13 +61,14 @@ def attention_errors(implementation: str, mask: dict, key_heads: int) -> dict[st
         for name, heads in shapes.items()
     }
     sentence, position = packed_positions()
-    bias = sentence_bias(sentence, position, **mask)
+    tokens = TokenBatch(sentence, sentence, position, sentence < PADDING, PADDING)
+    made = make_mask(tokens, dense=True, **mask)
     cotangent = jnp.asarray(rng.normal(size=(ROWS, SLOTS, HEADS, SIZE)), jnp.float32)
-    cotangent *= (sentence < 1000)[..., None, None]  # what comes out at padding is never used
+    cotangent *= (sentence < PADDING)[..., None, None]  # what comes out at padding is never used
 
     def output_and_gradient(inputs, implementation):
         def total(inputs):
-            out = attention(**inputs, bias=bias, implementation=implementation)
+            out = attention(**inputs, mask=made, implementation=implementation)
             return jnp.sum(out.astype(jnp.float32) * cotangent), out * (cotangent != 0)
 
         (_, out), gradient = jax.value_and_grad(total, has_aux=True)(inputs)
@@ -158,9 +162,10 @@ def check_encoding(tiny_model, sentences, report):
 @pytest.mark.gpu
 @pytest.mark.parametrize("key_heads", [HEADS, 2], ids=["heads", "grouped"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_cudnn_attention_errs_no_more_than_xlas(mask, key_heads, report):
-    for quantity, ratio in attention_errors("cudnn", MASKS[mask], key_heads).items():
-        report(f"cuDNN's error / XLA's, {quantity}", ratio, 2.0)
+@pytest.mark.parametrize("implementation", ["cudnn", "pallas"])
+def test_attention_errs_no_more_than_xlas(implementation, mask, key_heads, report):
+    for quantity, ratio in attention_errors(implementation, MASKS[mask], key_heads).items():
+        report(f"{implementation}'s error / XLA's, {quantity}", ratio, 2.0)
 
 
 @pytest.mark.gpu
@@ -184,7 +189,7 @@ def test_the_encode_path(tiny_model, sentences, report):
 
 
 def test_the_checks_run_without_a_gpu(train, report):
-    mask = {"causal": True, "window": 16}
+    mask = {"causal": True, "windows": (16,)}
     for quantity, ratio in attention_errors("blocks", mask, 2).items():
         report(f"error / XLA's, {quantity}", ratio, 2.0)
     check_bfloat16_step(train, report)

@@ -12,7 +12,7 @@ import pytest
 
 from embed_jax.errors import EXTRAS, InputError
 from scripts.bench import __main__ as bench
-from scripts.bench import indexes, multi_vector
+from scripts.bench import attention, indexes, multi_vector
 from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +249,10 @@ def test_collectives_of_a_program():
             "--batch-per-device: expected a multiple of --groups 3, found 8",
         ),
         (["scaling", "--form", "auto"], "argument --form: invalid choice: 'auto'"),
+        (
+            ["attention", "--form", "flash"],
+            "--form: expected one of auto, xla, blocks, segments, pallas, cudnn, found 'flash'",
+        ),
         (["speed"], "invalid choice: 'speed'"),
         ([], "the following arguments are required: what"),
     ],
@@ -266,6 +270,16 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         bench.parse([command, "--help"])
     assert f"python -m scripts.bench {command}" in capsys.readouterr().out
+
+
+def test_attention(capsys):
+    options = ["--lengths", "32", "--sentences", "2", "--window", "0", "--heads", "1", "--size"]
+    args = bench.parse(["attention", *options, "4", "--slots", "32", "--repeat", "2", "--json"])
+    attention.bench_attention(args)
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(results) == 4, "time and memory of values, and with gradients"
+    for line in results:
+        assert line["ours"] >= 0 and line["theirs"] >= 0 and line["sentences"] == 2
 
 
 def test_multi_vector(tmp_path):
