@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The table of late interaction: searches by BM25, all-MiniLM-L6-v2 and two ColBERTs made from it, one trained with mined
-# negatives and one on the scores of a cross-encoder of scripts/reranking_table.sh, whose lists it also takes:
+# negatives and one also on the scores of a cross-encoder of scripts/reranking_table.sh, whose lists it takes too (KL divergence
+# beside in-batch cross entropy, as in ColBERTv2):
 #   bash scripts/late_interaction_table.sh DATA runs/reranking_table runs/late_interaction_table [scifact] [nfcorpus]
 # Every step is skipped where its result is there, or resumes. Variables: LENGTH, tokens of a document in training; EPOCHS;
 # PYTHON, the interpreter.
@@ -35,7 +36,7 @@ for name in ${sets[*]}; do
 
     # 2. Two ColBERTs.
     train "$name" mined "$lists"
-    train "$name" distilled "$at/annotated.jsonl" --config.loss.name="kl(normalization='min_max')"
+    train "$name" distilled "$at/annotated.jsonl" --config.loss.name="info_nce + kl(normalization='min_max')"
 
     # 3. Searches of the whole corpus by the test queries.
     "$python" -m scripts.evaluate searches --data "$task" --split test --model BM25=bm25 --model MiniLM=$minilm \

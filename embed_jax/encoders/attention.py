@@ -17,6 +17,7 @@ from embed_jax.registry import unknown
 
 IMPLEMENTATIONS = ("auto", "xla", "blocks", "segments", "pallas", "cudnn")
 WHOLE_ROWS = ("xla", "cudnn")  # bodies that multiply all slots of a row with all
+SKIPPING = ("segments", "pallas")  # bodies that skip slots that cannot see each other
 KERNEL_BLOCK = 128  # a kernel's rows have a multiple of this many slots
 # Bytes of a row's keys and values of one head, twice, that a TPU's core has room for.
 KERNEL_MEMORY = 12 * 2**20
@@ -26,9 +27,14 @@ SHORT = 512  # slots of rows in which skipping slots costs as much as it saves
 BLOCK, LARGE_BLOCK = 2**20, 2**28
 
 
-def needs_bias(implementation: str, slots: int) -> bool:
-    """Tells whether bodies add a bias of whole rows, which is then made once for all layers."""
-    return slots <= SHORT or implementation in WHOLE_ROWS
+def needs_bias(implementation: str, slots: Any) -> bool:
+    """Tells whether bodies add a bias of whole rows, which is then made once for all layers.
+
+    Args:
+        implementation: see `attention`.
+        slots: of a row, a number; a symbol in export, which asks for "xla".
+    """
+    return implementation in WHOLE_ROWS or slots <= SHORT
 
 
 def attention(
@@ -90,10 +96,13 @@ def attention(
         return _one_query(query, key, value, mask, softcap, queries, dropout_rate, dropout_key)
     if implementation == "auto":
         implementation = _choose(query, mask, softcap, dropout_key)
-    if mask.relative and implementation in ("segments", "pallas"):
-        raise InputError(
-            f"attention {implementation!r} adds no bias by distance: use 'auto', 'blocks' or 'xla'"
-        )
+    if implementation in SKIPPING:
+        if mask.relative:
+            raise InputError(
+                f"attention {implementation!r} adds no bias by distance: use 'auto', 'blocks' or "
+                "'xla'"
+            )
+        mask = mask.with_ranges()
     if implementation == "cudnn":
         if dropout_key is not None:
             raise InputError(

@@ -26,7 +26,8 @@ class AttentionMask(struct.PyTreeNode):
         sentence, position: as in `TokenBatch`.
         key_sentence: the sentence whose slots see each slot.
         first, last: the first and the last slot of each slot's sentence; of padding, beyond the
-            row's end and before its start, so that no range of slots is wider because of it.
+            row's end and before its start, so that no range of slots is wider because of it. None
+            in a dense mask, until `with_ranges` makes them.
         bias: float32, added to the scores: 0 where a slot sees another and MASKED elsewhere, and
             whatever `add_bias` added. With several windows those of all, stacked. None: it is made
             from the other fields, piece by piece.
@@ -40,8 +41,8 @@ class AttentionMask(struct.PyTreeNode):
     sentence: Int[AnyArray, "R T"]
     position: Int[AnyArray, "R T"]
     key_sentence: Int[AnyArray, "R T"]
-    first: Int[AnyArray, "R T"]
-    last: Int[AnyArray, "R T"]
+    first: Int[AnyArray, "R T"] | None = None
+    last: Int[AnyArray, "R T"] | None = None
     bias: Float[AnyArray, "*K R H T T"] | None = None
     kind: Int[AnyArray, ""] | None = None
     windows: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
@@ -57,6 +58,27 @@ class AttentionMask(struct.PyTreeNode):
     def add_bias(self, bias: Float[Array, "R H T T"]) -> AttentionMask:
         """Returns the mask with more to add to the scores, such as a bias by distance."""
         return self.replace(bias=self.dense_bias() + bias, relative=True)
+
+    def with_ranges(self, padding: Bool[AnyArray, "R T"] | None = None) -> AttentionMask:
+        """Returns the mask with `first` and `last`, for bodies that skip slots.
+
+        Args:
+            padding: the slots without a token; None: they count as a sentence.
+        """
+        if self.first is not None:
+            return self
+        sentence = self.sentence
+        slots = sentence.shape[1]
+        slot = jnp.broadcast_to(jnp.arange(slots), sentence.shape)
+        new = sentence[:, 1:] != sentence[:, :-1]
+        edge = jnp.ones((len(sentence), 1), bool)
+        first = lax.cummax(jnp.where(jnp.concatenate([edge, new], axis=1), slot, 0), axis=1)
+        last = lax.cummin(
+            jnp.where(jnp.concatenate([new, edge], axis=1), slot, slots), axis=1, reverse=True
+        )
+        if padding is not None:
+            first, last = jnp.where(padding, slots, first), jnp.where(padding, -1, last)
+        return self.replace(first=first, last=last)
 
     @property
     def window(self) -> int | Int[Array, ""] | None:
@@ -145,26 +167,9 @@ def make_mask(
     """
     sentence, position = jnp.asarray(tokens.sentence), jnp.asarray(tokens.position)
     keys = sentence if tokens.key_sentence is None else jnp.asarray(tokens.key_sentence)
-    rows, slots = sentence.shape
-    slot = jnp.broadcast_to(jnp.arange(slots), sentence.shape)
-    new = sentence[:, 1:] != sentence[:, :-1]
-    edge = jnp.ones((rows, 1), bool)
-    first = lax.cummax(jnp.where(jnp.concatenate([edge, new], axis=1), slot, 0), axis=1)
-    last = lax.cummin(
-        jnp.where(jnp.concatenate([new, edge], axis=1), slot, slots), axis=1, reverse=True
-    )
-    padding = sentence == tokens.sentences
-    mask = AttentionMask(
-        sentence,
-        position,
-        keys,
-        jnp.where(padding, slots, first),
-        jnp.where(padding, -1, last),
-        windows=windows,
-        causal=causal,
-    )
+    mask = AttentionMask(sentence, position, keys, windows=windows, causal=causal)
     if not dense:
-        return mask
+        return mask.with_ranges(padding=sentence == tokens.sentences)
     biases = [mask.replace(windows=(window,)).dense_bias() for window in windows]
     return mask.replace(bias=biases[0] if len(windows) == 1 else jnp.stack(biases))
 

@@ -7,7 +7,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def measure_tokens(
     protected: int = 1,
     normalize: bool = True,
     ignore_identical_ids: bool = False,
-) -> list[TokenRow]:
-    """Measures an index for each pooling factor and number of bits.
+) -> Iterator[TokenRow]:
+    """Measures an index for each pooling factor and number of bits, and yields row by row.
 
     The first row is the exact search of all tokens as they are.
 
@@ -110,18 +110,16 @@ def measure_tokens(
     first = scores(exact)
     dim = queries[0].shape[1]
     tokens = sum(map(len, documents))
-    rows = [
-        TokenRow(
-            1.0,
-            16,
-            float(first.mean()),
-            mean_interval(first),
-            None,
-            2.0 * dim,
-            2.0 * dim * tokens / len(documents),
-            None,
-        )
-    ]
+    yield TokenRow(
+        1.0,
+        16,
+        float(first.mean()),
+        mean_interval(first),
+        None,
+        2.0 * dim,
+        2.0 * dim * tokens / len(documents),
+        None,
+    )
     for factor in factors:
         pooled = [pool_tokens(each, factor, protected=protected, normalize=normalize)
                   for each in documents]  # fmt: skip
@@ -140,19 +138,16 @@ def measure_tokens(
                     index.search([query], depth)
                     seconds.append(time.perf_counter() - began)
                 size = index.size()
-            rows.append(
-                TokenRow(
-                    factor,
-                    number,
-                    float(values.mean()),
-                    mean_interval(values),
-                    paired_difference(values, first),
-                    (size["codes"] + size["residuals"]) / size["tokens"],
-                    size["bytes per document"],
-                    1000 * statistics.median(seconds),
-                )
+            yield TokenRow(
+                factor,
+                number,
+                float(values.mean()),
+                mean_interval(values),
+                paired_difference(values, first),
+                (size["codes"] + size["residuals"]) / size["tokens"],
+                size["bytes per document"],
+                1000 * statistics.median(seconds),
             )
-    return rows
 
 
 def compressed_tokens_table(rows: Sequence[TokenRow]) -> tuple[list[str], list[list[str]]]:

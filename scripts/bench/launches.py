@@ -35,7 +35,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mlm": ("mlm/bert_small.py", SENTENCES, {}),
     "distill": ("distill/layers.py", SENTENCES, {"model__layers": "1"}),
     "cross_encoder": ("cross_encoder/python_docs.py", PAIRS, {}),
-    "late_interaction": ("late_interaction/python_docs.py", PAIRS, {"late__dim": 16}),
+    "late_interaction": (
+        "late_interaction/python_docs.py",
+        PAIRS,
+        {"late__dim": 16, "late__query_marker": "[MASK] ", "late__document_marker": ""},
+    ),
     "sparse": ("sparse/splade_v2_max.py", PAIRS, {}),
     "multi_head": ("multi_head/bge_m3.py", PAIRS, {"late__dim": 16}),
 }

@@ -191,7 +191,8 @@ def _run_tokens(args: argparse.Namespace, model: Any, task: Any) -> dict[str, An
     check_qrels(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
     options = embedders.read_options(args)
     show = {"batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
-    rows = measure_tokens(
+    rows = []
+    for row in measure_tokens(
         model.encode_document(
             list(corpus.values()), pool_factor=1.0, prompt_name=args.corpus_prompt_name, **show
         ),
@@ -205,7 +206,9 @@ def _run_tokens(args: argparse.Namespace, model: Any, task: Any) -> dict[str, An
         protected=model.texts.protected_tokens,
         normalize=model.texts.normalize_pooled,
         ignore_identical_ids=args.ignore_identical_ids,
-    )
+    ):
+        rows.append(row)
+        print(f"pooling {row.pool:g}, {row.bits} bits: {row.quality:.4f}", file=sys.stderr)
     print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
     print_table(*compressed_tokens_table(rows))
     print(

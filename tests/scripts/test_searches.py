@@ -120,3 +120,6 @@ def test_a_sweep_of_token_vectors_has_every_index_beside_the_exact_search(
     )
     assert rows[2]["bytes_per_vector"] - rows[1]["bytes_per_vector"] == late.dim * 7 / 8
     assert "difference" in out and "exact" in out
+    assert [line.split(":")[0] for line in err.splitlines()[1:3]] == [
+        "pooling 1, 1 bits", "pooling 1, 8 bits"
+    ]  # fmt: skip
