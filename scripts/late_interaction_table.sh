@@ -36,7 +36,7 @@ for name in ${sets[*]}; do
 
     # 2. Two ColBERTs.
     train "$name" mined "$lists"
-    train "$name" distilled "$at/annotated.jsonl" --config.loss.name="info_nce + kl(normalization='min_max')"
+    train "$name" distilled "$at/annotated.jsonl" --config.loss.name="info_nce + kl"
 
     # 3. Searches of the whole corpus by the test queries.
     "$python" -m scripts.evaluate searches --data "$task" --split test --model BM25=bm25 --model MiniLM=$minilm \

@@ -39,10 +39,11 @@ train cross_encoder teacher --config="$teacher_config" --config.model.name="$tea
 "$python" -m scripts.annotate --data "$lists" --model "$runs/teacher/model" --activation identity \
     --scores "$runs/scores.jsonl" --output "$runs/annotated.jsonl"
 
-# 5. The embedder, distilled from these scores.
+# 5. The embedder, distilled from these scores: logits, so a gap of 3 is to be one of 3 * 0.05 between cosines at the config's
+# temperature. Scores brought to 0 .. 1 would ask for gaps of 0.05 at most.
 train retrieval embedder_distilled --config=configs/retrieval/hard_negatives.py \
     --config.model.name="$embedder" --config.data.train="$runs/annotated.jsonl" --config.mine.strategy= \
-    --config.mine.every=0 --config.loss.name="kl(teacher_temperature=1.0, normalization='min_max')" \
+    --config.mine.every=0 --config.loss.name="kl(teacher_temperature=1.0)" \
     ${STUDENT_OPTIONS:-}
 
 # 6. The embedder before, after mined negatives and after distillation, and the two stages.

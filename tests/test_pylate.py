@@ -29,8 +29,10 @@ pytestmark = [
     pytest.mark.skipif("PYLATE_PYTHON" not in os.environ, reason="needs PyLate, by itself"),
 ]
 COLUMNS = [QUERIES, DOCUMENTS[:3], DOCUMENTS[1:]]
-FOUND = [3, 12]  # tokens of all documents that a query's token finds, of XTR
 LABELS = np.array([[0.9, 0.1], [0.3, 0.5], [0.7, 0.6]], np.float32)
+THIRD = [*DOCUMENTS[2:], DOCUMENTS[0]]
+LABELS_OF_THREE = np.concatenate([LABELS, [[0.5], [0.1], [0.65]]], axis=1).astype(np.float32)
+FOUND = [3, 12]  # tokens of all documents that a query's token finds, of XTR
 PEER = """
 import json, sys
 import numpy as np, torch
@@ -51,11 +53,15 @@ cases = {
     "contrastive": (losses.Contrastive(model), columns),
     "distillation": (losses.Distillation(model, normalize_scores=False), [columns[0], flat]),
 }
+# Lists of three, as two scores of 0 and 1 have no gradient.
+three = [text for texts in zip(*columns[1:], task["third"]) for text in texts]
+normalised = {"distillation, normalised": (losses.Distillation(model), [columns[0], three])}
 # Of no token is there another one as good, which PyLate would leave to chance.
 apart = [columns[0][:2], columns[1][:2], columns[2][1:]]
 for k in task["found"]:
     cases[f"xtr {k}"] = losses.Contrastive(model, score_metric=XTRScores(k=k)), apart
-for name, (loss, texts) in cases.items():
+for name, (loss, texts) in [*cases.items(), *normalised.items()]:
+    labels = torch.tensor(task["labels_of_three"] if name in normalised else task["labels"])
     features = [model.tokenize(each, is_query=not c, pad=c > 0) for c, each in enumerate(texts)]
     model.zero_grad()
     value = loss(features, labels)
@@ -78,6 +84,8 @@ def ask_pylate(directory, output):
         "columns": COLUMNS,
         "labels": LABELS.tolist(),
         "found": FOUND,
+        "third": THIRD,
+        "labels_of_three": LABELS_OF_THREE.tolist(),
         "saved": str(output / "saved"),
         "output": str(output / "arrays.npz"),
     }
@@ -121,6 +129,10 @@ def test_vectors_scores_losses_and_layout_are_pylates(tmp_path, attend):
             "distillation": on_world(distillation.kl, **options),
         },
         LABELS,
+    )
+    normalised = on_world(distillation.kl, student_normalization="min_max", **options)
+    results |= values_and_gradients(
+        model, [*COLUMNS, THIRD], {"distillation, normalised": normalised}, LABELS_OF_THREE
     )
     apart = [COLUMNS[0][:2], COLUMNS[1][:2], COLUMNS[2][1:]]
     xtr_losses = {

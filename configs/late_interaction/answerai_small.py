@@ -24,7 +24,9 @@ def get_config(cut: str = "") -> Experiment:
     config.late.dim = 96
     config.batch.size = 16
     config.batch.groups = 16
-    config.loss.name = "matryoshka(kl(normalization='min_max'), dims='96,64,48')"
+    config.loss.name = (
+        "matryoshka(kl(normalization='min_max', student_normalization='min_max'), dims='96,64,48')"
+    )
     config.optim.learning_rate = 1e-5
     config.optim.schedule = "linear"
     config.train.epochs = 1.0
@@ -40,7 +42,9 @@ def get_config(cut: str = "") -> Experiment:
         config.batch.size = 8
         config.batch.groups = 0
         config.late.dim = 64
-        config.loss.name = "matryoshka(kl(normalization='min_max'), dims='64,48')"
+        config.loss.name = (
+            "matryoshka(kl(normalization='min_max', student_normalization='min_max'), dims='64,48')"
+        )
         config.mine.strategy = "bm25"
         config.mine.number = 3
         config.eval.retrieval = ""

@@ -23,7 +23,7 @@ def get_config(cut: str = "") -> Experiment:
     config.data.max_length = 300
     config.batch.size = 16
     config.batch.groups = 16
-    config.loss.name = "kl(normalization='min_max')"
+    config.loss.name = "kl(normalization='min_max', student_normalization='min_max')"
     config.optim.learning_rate = 3e-5
     config.optim.schedule = "linear"
     config.train.epochs = 3.0

@@ -24,7 +24,9 @@ def get_config(cut: str = "") -> Experiment:
     config.late.head = "residual"
     config.batch.size = 16
     config.batch.groups = 16
-    config.loss.name = "kl(teacher_temperature=1, normalization='min_max')"
+    config.loss.name = (
+        "kl(teacher_temperature=1, normalization='min_max', student_normalization='min_max')"
+    )
     config.loss.temperature = 0.25
     config.optim.learning_rate = 3e-5
     config.optim.schedule = "linear"

@@ -133,12 +133,12 @@ def normalize_scores(
     *,
     normalization: str = "none",
 ) -> Float[Array, "b K"]:
-    """Puts each list of a teacher's scores on one scale, whatever the scale of the teacher.
+    """Puts each list of scores on one scale, whatever the scale of the model that gave them.
 
     Args:
-        scores: a teacher's scores, a row for each list.
+        scores: scores, a row for each list.
         present: False where there is no candidate, whose score is then 0; None: all are there.
-        normalization: "min_max": (t - min) / (max - min); "z_score": (t - mean) / standard
+        normalization: "min_max": (s - min) / (max - min); "z_score": (s - mean) / standard
             deviation, which divides by the number of candidates; "none". A list of equal scores
             becomes zeros.
 
@@ -213,6 +213,7 @@ def kl_loss(
     temperature: Number = 1.0,
     teacher_temperature: Number = 0.0,
     normalization: str = "none",
+    student_normalization: str = "none",
 ) -> ListValues:
     """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over a list's candidates.
 
@@ -230,6 +231,9 @@ def kl_loss(
         teacher_temperature: t_t; 0: t_s.
         normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
             its temperature.
+        student_normalization: the same of the student's. With "min_max" of the teacher only, the
+            student's scores of a list are to differ by t_s / t_t at most; PyLate brings them to
+            0 .. 1 too.
 
     Returns:
         Weight 1 for a list with two candidates or more: there is nothing to learn from a single
@@ -240,6 +244,7 @@ def kl_loss(
     """
     student, teacher, present = read_lists(student, teacher, present)
     teacher = normalize_scores(teacher, present, normalization=normalization)
+    student = normalize_scores(student, present, normalization=student_normalization)
     teacher_temperature = _own_or(teacher_temperature, temperature)
     log_p = log_softmax(teacher / teacher_temperature, present)
     log_q = log_softmax(student / temperature, present)

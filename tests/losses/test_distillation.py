@@ -219,6 +219,23 @@ def test_wrong_arguments_of_scores_are_one_line(expression, message):
         values_of(build_loss(expression), columns)
 
 
+def test_kl_of_normalized_scores_depends_on_the_scale_of_neither_side():
+    rng = np.random.default_rng(3)
+    student, teacher = jnp.asarray(rng.normal(size=(2, 5, 4)), jnp.float32)
+    both = functools.partial(
+        distillation.kl_loss, normalization="min_max", student_normalization="min_max"
+    )
+    values = both(student, teacher).values
+    moved = both(30 * student - 7, 4 * teacher + 1).values
+    np.testing.assert_allclose(moved, values, rtol=1e-5, atol=1e-5)
+    ready = [
+        jnp.asarray(normalized_by_loops(np.asarray(each), "min_max"), jnp.float32)
+        for each in (student, teacher)
+    ]
+    of_ready = distillation.kl_loss(*ready)
+    np.testing.assert_allclose(values, of_ready.values, rtol=1e-5, atol=1e-6)
+
+
 def test_kl_of_fewer_candidates_is_that_of_those_alone():
     score, given_embeddings = jnp.asarray(scores(4, 1)), jnp.asarray(embeddings(4, 1))
     whole = make_columns(given_embeddings[:3], score=score[:, :2])
