@@ -137,8 +137,8 @@ def read_by_size(file: Path) -> dict[str, BySize]:
 def by_size_metrics(scores: BySize) -> dict[str, float]:
     """Returns a model's scores as metrics, and their shares of the full score.
 
-    >>> by_size_metrics({6: {384: 0.8, 32: 0.6}})["kept/6/32"]
-    0.75
+    >>> by_size_metrics({6: {384: 0.5, 32: 0.25}})["kept/6/32"]
+    0.5
 
     Returns:
         {"by_size/LAYERS/SIZE": score, "kept/LAYERS/SIZE": score / score of the whole embedding}.
