@@ -32,6 +32,9 @@ class OneLineParser(argparse.ArgumentParser):
                 options[text] = installed_form(options.get(text) or "")
         super().__init__(prog=prog, **options)
 
+    def add_subparsers(self, **options: Any) -> Any:
+        return super().add_subparsers(**{"parser_class": _Subcommand} | options)
+
     def error(self, message: str) -> NoReturn:
         unknown, _, names = message.partition("unrecognized arguments: ")
         if not unknown and names:
@@ -39,6 +42,16 @@ class OneLineParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(name, OPTION.findall(self.format_usage()), n=1)
             message += f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class _Subcommand(OneLineParser):
+    """A subcommand's parser, which says what it does not know; else the first parser would."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        parsed, left = super().parse_known_args(*args, **options)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return parsed, left
 
 
 class Parser(OneLineParser):

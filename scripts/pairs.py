@@ -27,7 +27,7 @@ from embed_jax.data.pairs import TextRecord, split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.pair_scores import PairScorer, check_ranks
 
-from .commands import OneLineParser, Parser, load_model, whole_file
+from .commands import Parser, load_model, whole_file
 
 EXAMPLES = """files are JSONL, TSV or CSV with a header, each also as .gz:
   clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and
@@ -70,7 +70,7 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.pairs", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=OneLineParser)
+    commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, text: str, columns: str, make: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -50,9 +50,7 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.rerank", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add_command(name: str, run: Any, line: str) -> OneLineParser:
         command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)

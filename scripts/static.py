@@ -15,7 +15,7 @@ from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
 
-from .commands import OneLineParser, Parser, load_encoder
+from .commands import Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.static words --vectors glove.6B.300d.txt --output models/glove
@@ -35,7 +35,7 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.static", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=OneLineParser)
+    commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, text: str, make, sif: float) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

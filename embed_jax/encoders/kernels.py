@@ -68,9 +68,7 @@ def kernel_attention(
     """
     rows, slots, _, size = query.shape
     block = BLOCKS[jax.default_backend()]
-    row, slot = jnp.arange(rows)[:, None], jnp.arange(slots)[None]
-    example = jnp.broadcast_to(row, (rows, slots)) if places is None else places.example
-    place = jnp.broadcast_to(slot, (rows, slots)) if places is None else places.position
+    places = places or MaskPositions.of_slots(rows, slots)
     words = jnp.zeros(2, jnp.int32)
     if dropout_key is not None:
         words = lax.bitcast_convert_type(mask_words(dropout_key), jnp.int32)
@@ -81,8 +79,8 @@ def kernel_attention(
         return start // block, (stop + block - 1) // block
 
     marks = Marks(
-        (mask.sentence, mask.position, example, place),
-        (mask.key_sentence, mask.position, place),
+        (mask.sentence, mask.position, places.example, places.position),
+        (mask.key_sentence, mask.position, places.position),
         in_blocks(mask.key_ranges(block)),
         in_blocks(mask.query_ranges(block)),
         jnp.concatenate([jnp.asarray(window, jnp.int32)[None], words])[None],

@@ -233,6 +233,12 @@ class MaskPositions(struct.PyTreeNode):
     example: Int[Array, "R T"]
     position: Int[Array, "R T"]
 
+    @classmethod
+    def of_slots(cls, rows: int, slots: int) -> MaskPositions:
+        """Returns positions by which every slot has a mask of its own: its row and its slot."""
+        index = lax.broadcasted_iota
+        return cls(index(jnp.int32, (rows, slots), 0), index(jnp.int32, (rows, slots), 1))
+
     def starts(self, size: int) -> Int[AnyArray, "R T"]:
         """Returns the index in the mask of the first of each slot's `size` numbers."""
         return (self.example * self.example.shape[-1] + self.position) * size

@@ -69,7 +69,6 @@ def segment_attention(
     """
     rows, slots = mask.sentence.shape
     extra = -slots % QUERIES  # slots that fill the last block, which neither see nor are seen
-    row, slot = jnp.arange(rows)[:, None], jnp.arange(slots)[None]
 
     def fill(x: Any, value: Any = 0) -> Any:
         widths = [(0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2)]
@@ -85,14 +84,13 @@ def segment_attention(
             bias=None,
         )
     start, stop = mask.key_ranges(QUERIES)
-    example = jnp.broadcast_to(row, (rows, slots)) if places is None else places.example
-    place = jnp.broadcast_to(slot, (rows, slots)) if places is None else places.position
+    places = places or MaskPositions.of_slots(rows, slots)
     about = Slots(
         mask.sentence,
         mask.key_sentence,
         mask.position,
-        fill(example),
-        fill(place),
+        fill(places.example),
+        fill(places.position),
         start,
         stop,
         None if mask.window is None else jnp.asarray(mask.window),

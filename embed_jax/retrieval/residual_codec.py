@@ -202,12 +202,25 @@ def train_codec(
     )
     kmeans.train(np.ascontiguousarray(learnt[: partitions * POINTS], np.float32))
     assert kmeans.centroids is not None
-    centroids = kmeans.centroids.astype(np.float16)
-    nothing = np.zeros(2**bits, np.float32)
-    coarse = ResidualCodec(bits, centroids, nothing[1:], nothing, np.zeros(dim, np.float32), 0.0)
     held_out = held_out if held else learnt
-    codes, _ = coarse.encode(held_out.astype(np.float16))
-    residuals = held_out - centroids[codes].astype(np.float32)
+    return train_buckets(kmeans.centroids.astype(np.float16), held_out, bits)
+
+
+def train_buckets(
+    centroids: Float[np.ndarray, "K d"], sample: Float[np.ndarray, "n d"], bits: int
+) -> ResidualCodec:
+    """Learns the buckets of the residuals of given centroids.
+
+    Args:
+        centroids: such as those of a codec of other bits.
+        sample: tokens of length 1, best not those of which the centroids are means.
+        bits: of a dimension: 1, 2, 4 or 8.
+    """
+    nothing = np.zeros(2**bits, np.float32)
+    dim = centroids.shape[1]
+    coarse = ResidualCodec(bits, centroids, nothing[1:], nothing, np.zeros(dim, np.float32), 0.0)
+    codes, _ = coarse.encode(sample.astype(np.float16))
+    residuals = sample - centroids[codes].astype(np.float32)
     lengths = np.linalg.norm(residuals, axis=1)
     cutoffs, weights = _buckets(residuals.ravel()[:BUCKET_VALUES], 2**bits)
     avg_residual = np.abs(residuals).mean(axis=0).astype(np.float32)

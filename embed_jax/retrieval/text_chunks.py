@@ -116,6 +116,16 @@ def document_ids(index: Any) -> Collection[str]:
     return {document_of(name) for name in index.ids} if index.identity.get("chunks") else index.ids
 
 
+def describe_absent(allowed: Collection[str], ids: Collection[str]) -> str | None:
+    """Returns words on the allowed ids that no document has, or None.
+
+    >>> describe_absent(["b", "a", "c"], ids={"b"})
+    "2 in no index, the first: 'a'"
+    """
+    strangers = sorted(set(allowed).difference(ids))
+    return f"{len(strangers):,} in no index, the first: {strangers[0]!r}" if strangers else None
+
+
 def fold_results(
     results: Mapping[str, float], chunks: Mapping[str, int], k: int, top: int = 1
 ) -> Ranking:

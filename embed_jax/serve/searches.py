@@ -10,7 +10,7 @@ from embed_jax.corpus_index import SPARSE, TOKENS, kind_of_model
 from embed_jax.errors import InputError
 from embed_jax.retrieval.fusion import Ranking
 from embed_jax.retrieval.search import FUSED, RERANKED, Pipeline, search
-from embed_jax.retrieval.text_chunks import SEPARATOR, document_ids
+from embed_jax.retrieval.text_chunks import SEPARATOR, describe_absent, document_ids
 from embed_jax.serve.explanations import (
     Explanation,
     explain_tokens,
@@ -63,10 +63,8 @@ class ServedSearch:
         self.stages = (*pipeline.retrievers, *([FUSED] if len(pipeline.retrievers) > 1 else []))
         self.stages += (RERANKED,) if pipeline.reranker is not None else ()
         ids = frozenset(name for index in indexes.values() for name in document_ids(index))
-        if allowed is not None and (strangers := sorted(set(allowed) - ids)):
-            raise InputError(
-                f"allowed ids: {len(strangers):,} are in no index, the first: {strangers[0]!r}"
-            )
+        if allowed is not None and (strangers := describe_absent(allowed, ids)):
+            raise InputError(f"allowed ids: {strangers}")
         self.allowed = ids if allowed is None else frozenset(allowed)
         self._is_limited = self.allowed != ids
         self._versions = {name: index.version() for name, index in indexes.items()}

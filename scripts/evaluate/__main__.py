@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line
 
-from ..commands import OneLineParser, Parser, whole_file, write_json
+from ..commands import Parser, whole_file, write_json
 from . import diagnose, embedders, results, searches, suite, sweep, task
 from .aliases import translate
 
@@ -105,9 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: for options that cannot be used.
     """
     parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (line, add_arguments, run) in COMMANDS.items():
         command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
         check = add_arguments(command)

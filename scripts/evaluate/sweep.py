@@ -26,6 +26,7 @@ from embed_jax.evals.sweep import (
 )
 from embed_jax.evals.sweep import described as describe_row
 from embed_jax.evals.token_sweep import compressed_tokens_table, measure_tokens
+from embed_jax.retrieval.residual_codec import BITS
 
 from ..commands import PICTURES, OneLineParser, check_picture, load_model, print_table, whole_file
 from . import embedders
@@ -98,8 +99,9 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         args.dims = [int(dim) for dim in dict.fromkeys(dims)]
         args.precisions = list(dict.fromkeys(args.precisions.split(",")))
         bits, factors = args.bits.split(","), args.pool.split(",")
-        if not set(bits) <= {"1", "2", "4", "8"}:
-            parser.error(f"--bits: expected some of 1,2,4,8, found {args.bits!r}")
+        if not set(bits) <= set(map(str, BITS)):
+            known = ",".join(map(str, BITS))
+            parser.error(f"--bits: expected some of {known}, found {args.bits!r}")
         if not all(_is_factor(factor) for factor in factors):
             parser.error(f"--pool: expected numbers from 1 up, such as 1,2,4, found {args.pool!r}")
         args.bits = [int(number) for number in dict.fromkeys(bits)]

@@ -21,7 +21,6 @@ from embed_jax.errors import InputError, exit_with_one_line, require
 
 from ..commands import (
     PICTURES,
-    OneLineParser,
     Parser,
     check_picture,
     print_table,
@@ -44,9 +43,7 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.limit", __doc__, EXAMPLES)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     line = "texts: corpus, queries and judgements"
     data = commands.add_parser("data", help=line, description=line, allow_abbrev=False)

@@ -207,7 +207,7 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
     """Searches, and prints or writes the results."""
     from embed_jax.data.sources.beir import read_queries
     from embed_jax.retrieval.search import check_queries, search
-    from embed_jax.retrieval.text_chunks import document_ids
+    from embed_jax.retrieval.text_chunks import describe_absent, document_ids
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
@@ -219,9 +219,10 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
     allowed = read_allowed(args.allowed)
     pipeline, indexes = open_stages(args.index, args.model, args.rerank, args.fusion)
     pipeline = dataclasses.replace(pipeline, shortlist=args.shortlist or 100)
-    known = {name for index in indexes.values() for name in document_ids(index)}
-    if strangers := sorted(set(allowed or ()) - known):
-        warn(f"--allowed: {len(strangers):,} ids are in no index, the first: {strangers[0]!r}")
+    if allowed is not None:
+        known = {name for index in indexes.values() for name in document_ids(index)}
+        if strangers := describe_absent(allowed, known):
+            warn(f"--allowed: {strangers}")
     if args.budget_ms:
         pipeline = plan(
             pipeline,

@@ -221,6 +221,10 @@ def test_collectives_of_a_program():
         (["encode", "--texts", "0"], "--texts: expected a number from 1 up, found '0'"),
         (["train", "--batch-size", "-1"], "--batch-size: expected a number from 1 up, found '-1'"),
         (["train", "--texts", "9"], "unrecognized arguments: --texts 9"),
+        (
+            ["gpu", "--minuts", "9"],
+            "--minuts 9; did you mean --minutes? (see python -m scripts.bench gpu --help)",
+        ),
         (["encode", "--repeat", "x"], "--repeat: expected a number from 1 up, found 'x'"),
         (
             ["loss", "--forms", "dense,rign"],

@@ -52,7 +52,7 @@ def test_words_are_indexed_searched_filtered_and_updated(run, corpus, tmp_path):
     queries.write_text(json.dumps({"_id": "q", "text": "kettle"}))
     status, out, err = run(search, "--index", path, "--queries", queries, "--allowed", allowed,
                            "--format", "trec", "--output", tmp_path / "run.trec")  # fmt: skip
-    assert (status, err) == (0, "warning: --allowed: 1 ids are in no index, the first: 'é0'\n")
+    assert (status, err) == (0, "warning: --allowed: 1 in no index, the first: 'é0'\n")
     assert list(read_trec_run(tmp_path / "run.trec")["q"]) == ["é3"]
 
 

@@ -117,7 +117,7 @@ def test_what_is_not_allowed_is_shown_nowhere(client, served):
     forbidden, absent = (client.get("/document", params={"id": name}) for name in ("secret", "no"))
     assert forbidden.status_code == absent.status_code == 404
     assert forbidden.text == absent.text  # which of the two it is, nobody learns
-    with pytest.raises(InputError, match="allowed ids: 2 are in no index, the first: 'no'"):
+    with pytest.raises(InputError, match="allowed ids: 2 in no index, the first: 'no'"):
         ServedSearch(served.pipeline, served.indexes, allowed=["d1", "no", "nor"])
 
 
