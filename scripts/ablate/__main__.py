@@ -74,6 +74,7 @@ def main() -> None:
         list_tables()
         return
     table = read_ablation_table(args.table)
+    workdir = args.workdir or Path("runs", "ablate", table.name)
     if args.plot or args.curves or args.alignment or args.results:
         require("matplotlib")
     if args.plot and not table.x:
@@ -87,7 +88,7 @@ def main() -> None:
             args.rows,
             args.seeds,
             args.overrides | fields,
-            args.workdir / setting,
+            workdir / setting,
             args.evaluate,
             full=args.full,
             parent=PARENT,
@@ -128,7 +129,7 @@ def main() -> None:
             raise RunError(failure)
         for function, picture in drawn.items():
             function(table, runs, picture, draw[function].suffix[1:])
-    track(report, args.workdir, [path for path in draw.values() if path])
+    track(report, workdir, [path for path in draw.values() if path])
     if failed:
         raise RunError(failure)
     for metric in table.metrics:
@@ -246,7 +247,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workdir",
         type=Path,
-        help="directory of the runs, as ROW/SEED (default: runs/ablate/TABLE)",
+        help="directory of the runs, as ROW/SEED (default: runs/ablate/FAMILY_TABLE)",
     )
     parser.add_argument(
         "--evaluate",
@@ -294,7 +295,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     pictures = {"--plot": args.plot, "--curves": args.curves, "--alignment": args.alignment}
     for option, path in pictures.items():
         check_picture(parser, option, path)
-    args.workdir = args.workdir or Path("runs", "ablate", args.table.stem if args.table else "")
     return args
 
 

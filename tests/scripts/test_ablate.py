@@ -153,6 +153,21 @@ def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp
     assert [command[-1] for command in table.commands] == [f"--workdir={tmp_path}/runs/small/3"]
 
 
+def test_tables_of_one_file_name_have_their_own_runs(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text(CONFIG)
+    started = []
+    monkeypatch.setattr(
+        ablate_runs, "run_command", lambda command, log: started.append(command[-1]) or 1
+    )
+    for family in ("nli", "llm"):
+        file = tmp_path / family / "tables" / "pooling.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(TABLE.replace("{config}", str(tmp_path / "config.py")))
+        run(ablate, file, "--seeds=0", "--rows=small")
+    assert started == [f"--workdir=runs/ablate/{name}_pooling/small/0" for name in ("nli", "llm")]
+
+
 def test_a_failing_run_is_shown_and_the_others_run(table, tmp_path):
     output = "warning: a\nerror: loss not finite at step 3\nbye\n"
     table.fails |= {"small/1": (1, output), "large/0": (0, "SIGTERM: saved at step 1/3\n")}
