@@ -38,8 +38,8 @@ def get_config(cut: str = "") -> Experiment:
         config.model.name = "runs/base/model"
         config.batch.size = 64
         config.optim.learning_rate = 1e-4
-        config.train.steps = 60
-        config.eval.every = 20
+        config.train.steps = 40
+        config.eval.every = 40
         config.checkpoint.every = 0
     elif cut:
         raise ValueError(f"unknown cut {cut!r}; known: small")

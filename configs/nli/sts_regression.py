@@ -45,8 +45,8 @@ def get_config(cut: str = "") -> Experiment:
         config.data.max_length = 64
         config.batch.size = 32
         config.optim.learning_rate = 1e-4
-        config.train.steps = 200
-        config.eval.every = 50
+        config.train.steps = 100
+        config.eval.every = 100
         config.checkpoint.every = 0
     elif cut:
         raise ValueError(f"unknown cut {cut!r}; known: small, base")

@@ -3,7 +3,7 @@
     python -m scripts.ablate configs/nli/tables/hard_negative_weight.py --seeds 0,1 \
         --config.data.train=nli/triplets.tsv.gz --config.eval.sts=stsb/dev.tsv
 
-The best Spearman x100 on STS-B dev of 60 batches of 64, from the small encoder that
+Spearman x100 on STS-B dev after 40 batches of 64, from the small encoder that
 `configs/mlm/bert_small.py:base` makes in runs/base; the paper's is of BERT-base.
 
 Paper: Gao, Yao, Chen (EMNLP 2021), Table 7.
@@ -19,3 +19,4 @@ SOURCE, CHECKED = "Gao et al. 2021, Table 7", "text"
 MINUTES, GPU_HOURS = 2, 0.5
 ROWS = {f"alpha {alpha:g}": {"loss.hard_negative_weight": alpha} for alpha in (0.5, 1.0, 2.0)}
 PAPER = dict(zip(ROWS, (86.1, 86.2, 86.2), strict=True))
+METRICS = ("sts/spearman", "start")
