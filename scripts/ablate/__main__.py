@@ -34,8 +34,10 @@ share a directory share the runs.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import itertools
+import json
 import os
 import shlex
 import statistics
@@ -215,10 +217,20 @@ def list_tables() -> None:
                 str(len(table.rows)),
                 f"{table.minutes:g}" if table.minutes else "-",
                 f"{table.gpu_hours:g}" if table.gpu_hours else "-",
-                "yes" if Path("experiments/results", table.name).is_dir() else "no",
+                read_results(Path("experiments/results", table.name, "table.json")),
             ]
         )
     print_table(["table", "paper", "rows", "minutes, 2 cores", "GPU hours", "results"], rows)
+
+
+def read_results(file: Path) -> str:
+    """Returns a table's results in words: how far it agrees with its paper."""
+    if not file.is_file():
+        return "no"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = [f"tau {content['tau']['mean']:.2f}"] if content["tau"] else []
+    counted = collections.Counter(claim["verdict"] for claim in content["verdicts"].values())
+    return ", ".join([*words, *(f"{what}: {number}" for what, number in counted.items())]) or "yes"
 
 
 def command_line() -> str:

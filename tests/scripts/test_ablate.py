@@ -534,6 +534,17 @@ def test_the_list_of_tables(run, monkeypatch):
     assert "configs/nli/tables/objectives.py" in out
 
 
+def test_the_list_says_how_far_results_agree(tmp_path):
+    file = tmp_path / "table.json"
+    assert ablate.read_results(file) == "no"
+    verdicts = {"a": "holds", "b": "cannot tell", "c": "holds"}
+    content = {"tau": {"mean": 2 / 3}, "verdicts": {k: {"verdict": v} for k, v in verdicts.items()}}
+    file.write_text(json.dumps(content))
+    assert ablate.read_results(file) == "tau 0.67, holds: 2, cannot tell: 1"
+    file.write_text(json.dumps({"tau": None, "verdicts": {}}))
+    assert ablate.read_results(file) == "yes"
+
+
 def test_no_such_table(refused, tmp_path):
     assert "none.py: no such file" in refused(ablate, tmp_path / "none.py")
 
