@@ -309,7 +309,9 @@ class BatchShape:
     row_length: int = option(
         0, "Token slots of a packed row.", at_least=0, unset="a length that suits `max_length`"
     )
-    rows: int = option(0, "Rows of a group.", at_least=0, unset="as many as the batch needs")
+    rows: int = option(
+        0, "Rows of a group.", at_least=0, unset="as many as batches of the data need"
+    )
     in_batch_negatives: int = option(
         0,
         "Cross-encoders: positives of other examples of the batch that each query is read with.",

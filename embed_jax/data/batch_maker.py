@@ -26,7 +26,10 @@ TextRows = list[list[str | None]]
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Makes a batch of records into tokens and hashes; see `make_batch_maker` for the fields."""
+    """Makes a batch of records into tokens and hashes; see `make_batch_maker` for the fields.
+
+    `least_rows` has, for each data set, the least rows of a group of its batches by tokenizer.
+    """
 
     sources: Sequence[RecordSource]
     firsts: Sequence[int]
@@ -44,6 +47,7 @@ class BatchMaker:
     pairs: TokenizePairs | None = None
     in_batch_negatives: int = 0
     seed: int = 0
+    least_rows: Sequence[Mapping[str, int]] = ()
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
         """Makes this host's share of the batch of these records, numbered over all data sets."""
@@ -199,6 +203,7 @@ class BatchMaker:
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
+        of_one = self.least_rows and (which == which[0]).all()
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
         row_length = max(self.row_length, longest)
         try:
@@ -207,6 +212,7 @@ class BatchMaker:
                 groups=self.groups,
                 row_length=row_length,
                 rows=self.rows,
+                least_rows=self.least_rows[which[0]][name] if of_one else 1,
                 order=order,
                 skip=skip,
                 segments=segments if typed else None,

@@ -72,6 +72,7 @@ def pack_batch(
     groups: int,
     row_length: int,
     rows: int | None = None,
+    least_rows: int = 1,
     order: Int[np.ndarray, "G E"] | None = None,
     skip: Int[np.ndarray, "C B"] | Sequence[int] | None = None,
     segments: Sequence[Sequence[Ids | None]] | None = None,
@@ -87,6 +88,7 @@ def pack_batch(
         groups: G, a divisor of B.
         row_length: T, slots in a row.
         rows: R; None takes as few as the fullest group needs, rounded up by `round_rows`.
+        least_rows: with None, R is not smaller than this.
         order: the examples of each group; None deals them balanced by tokens. A second tokenizer's
             view of the same batch is given the first one's order.
         skip: the number of leading tokens that do not count towards pooling, for each sentence or
@@ -120,7 +122,8 @@ def pack_batch(
     sentences = [[column[b] for column in filled for b in members] for members in order]
     row_lengths = np.full(row_length + 1, row_length)
     assigned = [assign_rows(_lengths(group), row_lengths) for group in sentences]
-    rows = _check_rows(max(len(opened) for *_, opened in assigned), rows)
+    needed = max(len(opened) for *_, opened in assigned)
+    rows = _check_rows(needed if rows else max(needed, least_rows), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
     skips = (

@@ -23,7 +23,7 @@ from embed_jax.errors import InputError, require
 from embed_jax.types import Batch, Record
 
 ENDLESS = 2**40  # steps
-SAMPLED_BATCHES = 8  # batches that the advice about rows is computed from
+SAMPLED_BATCHES, SAMPLED_RECORDS = 8, 2048  # at most, from which a number of rows is computed
 
 
 def training_batches(make: BatchMaker, order: Order) -> Any:
@@ -65,7 +65,8 @@ def make_batch_maker(
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
         row_length: T, slots of a packed row of the encoder.
-        rows: R, rows of a group; None: as few as the batch needs. It must be set for several hosts.
+        rows: R, rows of a group; None: as many as evenly drawn batches of the data set need, and
+            more for a batch that needs more. It must be set for several hosts.
         include_prompt: whether the prompts' tokens count towards pooling.
         shard: this host's index and the number of hosts. A host reads only its part of each batch,
             and gets `G / hosts` groups of it.
@@ -144,34 +145,41 @@ def make_batch_maker(
         in_batch_negatives=in_batch_negatives,
         seed=seed,
     )
-    if hosts > 1 and not rows:
+    if rows:
+        return maker
+    least = [_sampled_rows(maker, batch_size, source) for source in range(len(sources))]
+    if hosts > 1:
+        needed = max((rows for by_name in least for rows in by_name.values()), default=0)
+        advice = f", for these data to {round_rows(-(-needed * 11 // 10))}" if needed else ""
         raise InputError(
             f"config.batch.rows: {hosts} hosts must agree on the rows of a group, "
-            f"found 0; {_advise_rows(maker, batch_size)}"
+            f"found 0; set it{advice}"
         )
-    return maker
+    return dataclasses.replace(maker, least_rows=least) if all(least) else maker
 
 
-def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
-    """Advises a number of rows for the data: a tenth more than evenly spread batches need."""
-    host, hosts = maker.shard
+def _sampled_rows(maker: BatchMaker, batch_size: int, source: int) -> dict[str, int]:
+    """Returns the rows of a group that some batches of a data set need, by tokenizer.
+
+    Batches are drawn evenly from the data set; nothing is returned if it has too few records, or
+    can only be read in order. Batches that have at least these rows are nearly all of one shape, so
+    a training step is compiled once and not for each of three or four shapes.
+    """
+    records = maker.sources[source].records
+    if isinstance(records, RecordStream) or len(records) < batch_size:
+        return {}
+    hosts = maker.shard[1]
     whole = dataclasses.replace(
         maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
     )
-    counts = [
-        0 if isinstance(source.records, RecordStream) else len(source.records)
-        for source in maker.sources
-    ]
-    if sum(counts) < batch_size:
-        return "set it"
-    batches = min(SAMPLED_BATCHES, sum(counts) // batch_size)
-    chosen = np.linspace(0, sum(counts) - 1, batches * batch_size).astype(np.int64)
-    needed = max(
-        view.token_ids.shape[1]
-        for n in range(batches)
-        for view in whole(chosen[n::batches], 0).tokens.values()
+    batches = min(
+        max(SAMPLED_RECORDS // batch_size, 1), SAMPLED_BATCHES, len(records) // batch_size
     )
-    return f"set it, for these data to {round_rows(-(-needed * 11 // 10))}"
+    chosen = np.linspace(0, len(records) - 1, batches * batch_size).astype(np.int64)
+    views = [
+        whole(maker.firsts[source] + chosen[first::batches], 0).tokens for first in range(batches)
+    ]
+    return {name: max(view[name].token_ids.shape[1] for view in views) for name in views[0]}
 
 
 def prefetch(
