@@ -270,16 +270,15 @@ def test_fields_follow_their_records(make, records):
 @pytest.mark.parametrize(("name", "values"), [("score", [0.0] * 3), ("keys", ["a"] * 3)])
 def test_every_record_has_as_many_scores_and_keys(make, records, name, values):
     odd = records[-1]
-    batches = make(
-        **{name: lambda record: values if record is not odd else values[1:]},
-        batch_size=COUNT,
-        groups=1,
-    )
     with pytest.raises(
         InputError,
         match=f"^record {COUNT - 1}: found 2 {name.rstrip('s')}s, expected 3 as in record 0$",
     ):
-        batches[0]
+        make(
+            **{name: lambda record: values if record is not odd else values[1:]},
+            batch_size=COUNT,
+            groups=1,
+        )[0]
 
 
 def test_a_bad_field_names_its_record(make, records):
