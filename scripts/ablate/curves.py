@@ -239,12 +239,14 @@ def plot_alignment(table: Table, runs: Sequence[AblationRun], output: Path, form
         axes.plot(uniformity[0], alignment[0], "o", color=color, markerfacecolor="white")
         axes.plot(uniformity[1:], alignment[1:], ".", color=color)
         axes.plot(uniformity[-1], alignment[-1], "o", color=color, label=row)
+    figure.suptitle(table.title)
     axes.set(
-        title=table.title,
         xlabel="uniformity of all texts (lower: spread more evenly)",
         ylabel="alignment of positive pairs (lower: closer)",
     )
-    figure.legend(loc="outside right upper", title="start: open, end: filled", alignment="left")
+    beside = (1.01, 1)
+    title = "start: open, end: filled"
+    axes.legend(title=title, alignment="left", loc="upper left", bbox_to_anchor=beside)
     figure.savefig(output, format=form)
     pyplot.close(figure)
 
