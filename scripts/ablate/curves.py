@@ -16,7 +16,7 @@ from embed_jax.train.ablation import AblationRun, spread
 from embed_jax.train.ablation_table import Table
 from embed_jax.train.plots import series_by_name, smooth
 
-from .plots import runs_title
+from .plots import runs_title, write_title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +239,7 @@ def plot_alignment(table: Table, runs: Sequence[AblationRun], output: Path, form
         axes.plot(uniformity[0], alignment[0], "o", color=color, markerfacecolor="white")
         axes.plot(uniformity[1:], alignment[1:], ".", color=color)
         axes.plot(uniformity[-1], alignment[-1], "o", color=color, label=row)
-    figure.suptitle(table.title)
+    write_title(figure, table)
     axes.set(
         xlabel="uniformity of all texts (lower: spread more evenly)",
         ylabel="alignment of positive pairs (lower: closer)",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from embed_jax.errors import InputError
 from embed_jax.evals.by_size import BySize, plot_by_size
@@ -111,13 +113,18 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
     if means and max(means) > min(means):  # an interval of two seeds may be wider than the panel
         margin = 0.25 * (max(means) - min(means))
         ours.set_xlim(min(means) - margin, max(means) + margin)
-    ours.set(title="ours", xlabel=metric, yticks=range(len(rows)), yticklabels=rows)
+    ours.set(
+        title="ours" if table.paper else "",
+        xlabel=metric,
+        yticks=range(len(rows)),
+        yticklabels=rows,
+    )
     ours.invert_yaxis()
     for axes in panels[0][1:]:
         shown = [(table.paper[row], place) for place, row in enumerate(rows) if row in table.paper]
         axes.plot(*zip(*shown, strict=True), "s", color="C1", markersize=8)
         axes.set(title=table.source, xlabel="published")
-    figure.suptitle(table.title)
+    write_title(figure, table)
     figure.savefig(output, format=form)
     pyplot.close(figure)
 
@@ -182,6 +189,11 @@ def points_by_row(
                 points.setdefault(row, {})[metric] = (mean, 0.0 if math.isnan(sd) else sd)
     some = [row for row, own in points.items() if table.x in own]
     return {row: points[row] for row in sorted(some, key=lambda row: points[row][table.x])}
+
+
+def write_title(figure: Any, table: Table) -> None:
+    """Writes a table's title over a picture, in as many lines as it takes."""
+    figure.suptitle(textwrap.fill(table.title, int(9.5 * figure.get_figwidth())))
 
 
 def runs_title(runs: Sequence[AblationRun]) -> str:

@@ -12,7 +12,7 @@ r"""Compares batches with and without the mask of false negatives: what is it wo
             print line > folder "/queries.jsonl"
             for (i = 1; i <= 20; i++)
                 print $2 "-" n[$2], $2 "-" i, 1 > folder "/qrels/test.tsv"}' banking77/test.tsv
-    python -m scripts.ablate configs/retrieval/tables/false_negatives.py --seeds 0,1,2
+    python -m scripts.ablate configs/retrieval/tables/false_negatives.py --seeds 0,1
 
 Banking77's 77 intents: two questions of one intent are a pair, and its intent is its group. In a
 batch of B pairs another one has the same intent with probability 1/77, so a query has (B - 1)/77
@@ -22,7 +22,8 @@ questions of the same intent, 385 queries and 1,540 texts, from the small encode
 
 Paper: none has this table.
 Expected: no published number; the mask is worth more in larger batches.
-Measured: not yet.
+Measured: masked and not, 16 64.60 and 63.64, 64 60.22 and 59.12, 256 47.69 and 47.13: worth 0.87
+    [0.52, 1.22] over six pairs of runs, and not more in larger batches.
 """
 
 EXPERIMENT = "retrieval"
