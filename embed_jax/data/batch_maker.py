@@ -203,7 +203,7 @@ class BatchMaker:
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
-        of_one = self.least_rows and (which == which[0]).all()
+        one_source = self.least_rows and (which == which[0]).all()
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
         row_length = max(self.row_length, longest)
         try:
@@ -212,7 +212,7 @@ class BatchMaker:
                 groups=self.groups,
                 row_length=row_length,
                 rows=self.rows,
-                least_rows=self.least_rows[which[0]][name] if of_one else 1,
+                least_rows=self.least_rows[which[0]][name] if one_source else 1,
                 order=order,
                 skip=skip,
                 segments=segments if typed else None,

@@ -235,7 +235,7 @@ class MaskPositions(struct.PyTreeNode):
 
     @classmethod
     def of_slots(cls, rows: int, slots: int) -> MaskPositions:
-        """Returns positions by which every slot has a mask of its own: its row and its slot."""
+        """Returns positions by which every slot has its own mask: its row and its slot."""
         index = lax.broadcasted_iota
         return cls(index(jnp.int32, (rows, slots), 0), index(jnp.int32, (rows, slots), 1))
 

@@ -231,7 +231,7 @@ def plot_alignment(table: Table, runs: Sequence[AblationRun], output: Path, form
         )
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8.5, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
     for (row, (uniformity, alignment)), color in zip(
         ways.items(), row_colors(len(ways)), strict=True
     ):
