@@ -1,10 +1,12 @@
 """Similarity of two sentences as a probability, on STS-B.
 
     python -m experiments.cross_encoder --config=configs/cross_encoder/stsb.py \
-        --config.data.train=stsb --workdir=runs/stsb_pairs
+        --workdir=runs/stsb_pairs
 
-`data.train` is a directory with train.tsv and dev.tsv (score sentence1 sentence2). `stsb.py:small`
-trains all-MiniLM-L6-v2 for ten steps.
+The data set "stsb" has scores from 0 to 1; for your own directory with train.tsv and dev.tsv (score
+sentence1 sentence2) and scores from 0 to 5 set `--config.data.train=./stsb
+--config.data.validation_split=dev --config.data.score_max=5`. `stsb.py:small` trains
+all-MiniLM-L6-v2 for ten steps.
 
 Paper: sentence-transformers' STS-B recipe: binary cross entropy of score / 5.
 Expected: Spearman's correlation x100 on the test set 87.92 for distilroberta-base, 90.17 for
@@ -19,9 +21,8 @@ def get_config(cut: str = "") -> Experiment:
     config = Experiment()
     config.model.name = "distilbert/distilroberta-base"
     config.data.train = "stsb"
-    config.data.score_max = 5.0
     config.data.max_length = 128
-    config.data.validation_split = "dev"
+    config.data.validation_split = "validation"
     config.batch.size = 16
     config.loss.name = "binary_cross_entropy"
     config.optim.learning_rate = 2e-5

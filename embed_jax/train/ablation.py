@@ -96,6 +96,7 @@ def plan_runs(
     if full and not table.full:
         raise InputError(f"{table.file}: it has no FULL, the config of the paper's setting")
     start = table.full if full else table.config
+    metrics = table.in_full().metrics if full else table.metrics
     try:
         check_experiment(table.experiment)
     except InputError as error:
@@ -118,6 +119,12 @@ def plan_runs(
                 config, _ = load_config([f"experiments/{table.experiment}.py", *arguments])
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
+            for metric in ("best", "start"):  # fail early: missed only after the runs
+                if metric in metrics and not config.eval.metric:
+                    raise InputError(
+                        f"{table.file}: METRICS: {metric!r} is of config.eval.metric, which "
+                        f"{start} does not set"
+                    )
             settings = flatten(config)
             judge = [
                 sys.executable,

@@ -41,6 +41,7 @@ class Table:
         checked: one of CHECKED; numbers from memory or from second hand are not shown.
         claims: what the paper's numbers say, as rows of which one is better.
         full: config file of the paper's setting; empty: no such config.
+        full_metrics: columns in the paper's setting; empty: those of `metrics`.
         minutes: of two cores for a seed of all rows.
         gpu_hours: of one current GPU for a seed of all rows in the paper's setting.
         scale: factor for our numbers when shown.
@@ -59,6 +60,7 @@ class Table:
     checked: str = ""
     claims: Mapping[str, Claim] = dataclasses.field(default_factory=dict)
     full: str = ""
+    full_metrics: Sequence[str] = ()
     minutes: float = 0
     gpu_hours: float = 0
     scale: float = 1
@@ -70,6 +72,10 @@ class Table:
         """The name of its results: "simcse_dropout" of configs/simcse/tables/dropout.py."""
         family = self.file.parent.parent.name if self.file.parent.name == "tables" else ""
         return f"{family}_{self.file.stem}".strip("_")
+
+    def in_full(self) -> Table:
+        """Returns the table with the columns of the paper's setting."""
+        return dataclasses.replace(self, metrics=self.full_metrics or self.metrics)
 
     def format_value(self, value: float) -> str:
         return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
@@ -110,8 +116,11 @@ def read_ablation_table(file: Path) -> Table:
                 f"{values.get(name)!r}"
             )
     table = Table(file, title=text.partition("\n")[0].removesuffix("."), **values)
-    if not all(isinstance(name, str) for name in table.metrics):
-        raise InputError(f"{file}: METRICS: expected a tuple of names, found {table.metrics!r}")
+    for name in ("metrics", "full_metrics"):
+        if not all(isinstance(metric, str) for metric in getattr(table, name)):
+            raise InputError(
+                f"{file}: {name.upper()}: expected a tuple of names, found {getattr(table, name)!r}"
+            )
     if not table.scale > 0:
         raise InputError(f"{file}: SCALE: expected a positive number, found {table.scale!r}")
     _check_rows(table)
@@ -124,7 +133,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("experiment", "config", "source", "checked", "full", "x", "lines"), str),
     **dict.fromkeys(("rows", "paper", "claims"), dict),
     **dict.fromkeys(("minutes", "gpu_hours", "scale"), (int, float)),
-    "metrics": (tuple, list),
+    **dict.fromkeys(("metrics", "full_metrics"), (tuple, list)),
 }
 
 

@@ -15,6 +15,7 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
                                                    optional: what the paper's numbers say; each gets
                                                    the verdict of our seeds
   FULL = "configs/simcse/unsup_bert_base.py"       optional: the paper's setting, for --full
+  FULL_METRICS = ("test/recall@10",)               optional: its columns, if others than METRICS
   MINUTES, GPU_HOURS = 6, 20                       optional: what a seed of all rows costs, of
                                                    CONFIG on two cores and of FULL on one GPU
   X, LINES = "data.limit", "model.dropout"         optional; for --plot: the axis, and a line for
@@ -76,6 +77,7 @@ def main() -> None:
         list_tables()
         return
     table = read_ablation_table(args.table)
+    table = table.in_full() if args.full else table
     workdir = args.workdir or Path("runs", "ablate", table.name)
     if args.plot or args.curves or args.alignment or args.results:
         require("matplotlib")

@@ -8,6 +8,7 @@ import pytest
 from embed_jax.config import Experiment, flatten, to_json
 from embed_jax.config_file import load_config
 from embed_jax.config_rules import ALIASES, FIELD_OF
+from embed_jax.data.sources.recipes import recipes
 from embed_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,17 @@ def test_aliases_mean_fields_and_are_none_themselves():
     assert set(ALIASES) <= set(fields)
     names = [alias for aliases in ALIASES.values() for alias in aliases.split()]
     assert len(names) == len(set(names)) == len(FIELD_OF)
+
+
+def test_scores_of_a_named_data_set_are_divided_by_their_largest(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    largest = {name: recipe.scale[1] for name, recipe in recipes().items() if recipe.scale}
+    for file in FILES:
+        fields = flatten(load_config(["x.py", f"--config={file}"])[0])
+        for name, value in fields.items():
+            if name.endswith(".train") and value in largest:
+                divisor = fields[name.removesuffix("train") + "score_max"]
+                assert divisor == largest[value], f"{file}: {name}"
 
 
 @pytest.mark.parametrize("field", ["data.validation_split=dev", "data.holdout=0.1"])

@@ -426,6 +426,19 @@ def test_bad_input_is_one_line_before_any_run(table, tmp_path, text, arguments, 
     assert not table.commands and not (tmp_path / "runs").exists()
 
 
+def test_the_paper_s_setting_has_its_own_columns(table, tmp_path):
+    full = f'FULL, FULL_METRICS = "{tmp_path}/config.py", ("loss",)'
+    status, out, err = table("--full", text=TABLE + 'METRICS = ("best", "loss")\n' + full)
+    assert status == 0, err
+    assert "loss" in out and "best" not in out.split("\n\n")[1]
+
+
+def test_best_of_a_config_without_a_metric_is_refused_before_any_run(table, tmp_path):
+    status, _, err = table("--config.eval.metric=", text=TABLE)
+    assert (status, err.count("\n")) == (2, 1) and not table.commands
+    assert "METRICS: 'best' is of config.eval.metric, which" in err
+
+
 def test_a_metric_that_no_run_has_is_said(table):
     status, out, err = table(text=TABLE + 'METRICS = ("best", "sts/spearmen")')
     assert (status, err.count("\n")) == (2, 1) and "0.0027 ± 0.0021" in out

@@ -23,6 +23,10 @@ def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
     document that is not in the corpus stays among the judgements, and counts as not found if it is
     relevant; a grade below 0 is not relevant; identical lines count once. Ids may be integers.
 
+    Args:
+        directory: where the files are.
+        split: of the judgements; "validation" is also found as "dev", which is BEIR's name of it.
+
     Returns:
         corpus {id: title and text with a blank between}, as in BEIR; the split's queries {id:
         text}; relevance {query id: {document id: grade}}.
@@ -35,7 +39,7 @@ def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
     if not directory.is_dir():
         layout = "corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
         raise InputError(f"{directory}: no such directory; BEIR's layout is {layout}")
-    path = _find_file(directory, f"qrels/{split}.tsv")
+    path = _find_judgements(directory, split)
     odd: Counter[str] = Counter()
     corpus = _texts(_find_file(directory, "corpus.jsonl"), odd, title=True)
     queries = _texts(_find_file(directory, "queries.jsonl"), odd, title=False)
@@ -225,6 +229,13 @@ def iter_relevant(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str,
     """Yields (query id, document id) of each judgement above 0."""
     for query, judged in qrels.items():
         yield from ((query, document) for document, grade in judged.items() if grade > 0)
+
+
+def _find_judgements(directory: Path, split: str) -> Path:
+    named = {file.name.split(".")[0] for file in (directory / "qrels").glob("*.tsv*")}
+    if split == "validation" and "validation" not in named and "dev" in named:
+        split = "dev"
+    return _find_file(directory, f"qrels/{split}.tsv")
 
 
 def _find_file(directory: Path, name: str) -> Path:

@@ -416,6 +416,15 @@ def test_integer_ids_of_the_hub_are_strings(tmp_path):
     assert qrels == {"7": {"1": 2}}
 
 
+def test_beir_calls_the_validation_split_dev(beir):
+    qrels, expected = beir / "qrels", open_retrieval_task(str(beir), "test")
+    (qrels / "test.tsv").rename(qrels / "dev.tsv")
+    assert open_retrieval_task(str(beir), "validation") == expected
+    (qrels / "validation.tsv").write_text("")  # a file of that name comes first
+    with pytest.raises(InputError, match="validation.tsv: empty"):
+        open_retrieval_task(str(beir), "validation")
+
+
 def test_beir_lists_the_splits_there_are(beir):
     with pytest.raises(InputError, match="dev.tsv: no such file; there are the splits test"):
         open_retrieval_task(str(beir), "dev")
