@@ -4,11 +4,14 @@
         --config.data.train=nli/triplets.tsv.gz --config.eval.sts=stsb/dev.tsv
 
 Spearman x100 on STS-B dev after 40 batches of 32, from the first token of
-all-MiniLM-L6-v2, which was never an embedding; the paper's is of BERT-base.
+all-MiniLM-L6-v2, which was never an embedding; the paper's is of BERT-base. The row of the dot
+product is for `--full`: all-MiniLM-L6-v2 brings its embeddings to length 1, where the dot product
+is the cosine at a temperature of 1.
 
 Paper: Gao, Yao, Chen (EMNLP 2021), Table D.1.
 Expected: PAPER.
-Measured: not yet.
+Measured: 0.01 85.03 ± 0.48, 0.05 85.57 ± 0.27, 0.1 83.06 ± 0.20, 1 69.71 ± 2.66, from 79.46 (two
+    seeds).
 """
 
 EXPERIMENT = "nli"
