@@ -122,8 +122,7 @@ def pack_batch(
     sentences = [[column[b] for column in filled for b in members] for members in order]
     row_lengths = np.full(row_length + 1, row_length)
     assigned = [assign_rows(_lengths(group), row_lengths) for group in sentences]
-    needed = max(len(opened) for *_, opened in assigned)
-    rows = _check_rows(needed if rows else max(needed, least_rows), rows)
+    rows = _check_rows(max(len(opened) for *_, opened in assigned), rows, least_rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
     skips = (
@@ -205,9 +204,9 @@ def _lengths(ids: Sequence[Ids]) -> Int[np.ndarray, " n"]:
     return np.fromiter(map(len, ids), np.int64, len(ids))
 
 
-def _check_rows(needed: int, rows: int | None) -> int:
+def _check_rows(needed: int, rows: int | None, least_rows: int = 1) -> int:
     if rows is None:
-        return round_rows(needed)
+        return round_rows(max(needed, least_rows))
     if needed > rows:
         raise RowsError(needed, rows)
     return rows

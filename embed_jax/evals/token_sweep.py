@@ -83,7 +83,6 @@ def measure_tokens(
     from embed_jax.evals.search import score_run
     from embed_jax.retrieval.maxsim import maxsim_search
     from embed_jax.retrieval.multi_vector import build_multi_vector
-    from embed_jax.retrieval.residual_codec import HELD_OUT, train_buckets
     from embed_jax.token_pooling import pool_tokens
 
     depth = K + ignore_identical_ids
@@ -121,25 +120,20 @@ def measure_tokens(
         2.0 * dim * tokens / len(documents),
         None,
     )
-    order = np.random.default_rng(0).permutation(len(documents))
     for factor in factors:
         pooled = [pool_tokens(each, factor, protected=protected, normalize=normalize)
                   for each in documents]  # fmt: skip
-        sample = np.concatenate([pooled[row] for row in order])[:HELD_OUT].astype(np.float32)
-        sample /= np.linalg.norm(sample, axis=1, keepdims=True)
-        codec = None
+        centroids = None  # the same for all bits
         for number in bits:
-            if codec is not None:  # the centroids are the same for all bits
-                codec = train_buckets(codec.centroids, sample, number)
             with tempfile.TemporaryDirectory() as folder:
                 index = build_multi_vector(
                     Path(folder) / "index",
                     zip(names, pooled, strict=True),
                     identity={},
                     bits=number,
-                    codec=codec,
+                    centroids=centroids,
                 )
-                codec = index.codec
+                centroids = index.codec.centroids
                 values = scores(dict(zip(qrels, index.search(queries, depth), strict=True)))
                 seconds = []
                 for query in itertools.islice(queries, TIMED):  # compiled and read by now

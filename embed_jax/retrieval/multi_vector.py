@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float16
 
 from embed_jax.errors import InputError
 from embed_jax.retrieval.document_chunks import (
@@ -64,6 +64,7 @@ def build_multi_vector(
     bits: int = 4,
     partitions: int | None = None,
     codec: ResidualCodec | None = None,
+    centroids: Float16[np.ndarray, "K d"] | None = None,
     seed: int = 0,
     store_texts: bool = False,
     replace: bool = False,
@@ -85,6 +86,7 @@ def build_multi_vector(
         partitions: the number of centroids; see `train_codec`.
         codec: centroids and buckets to use instead of learning them, such as those of an index of
             which this is a part.
+        centroids: the same of centroids only, such as those of an index of other bits.
         seed: of the sample and of k-means.
         store_texts: store the texts, for `texts`.
         replace: replace an index that is there.
@@ -103,7 +105,7 @@ def build_multi_vector(
         entries = distinct(token_entries(documents, dim, store_texts), ())
         if codec is None:
             spool = Spool(parts / "tokens", entries, progress)
-            codec = spool.train(bits, partitions, seed)
+            codec = spool.train(bits, partitions, centroids, seed)
             entries = iter(spool)
         chunks = list(counted(_encoded(entries, codec, parts, itertools.count()), progress))
         if not chunks:

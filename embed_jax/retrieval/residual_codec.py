@@ -157,6 +157,7 @@ def train_codec(
     *,
     tokens: int | None = None,
     partitions: int | None = None,
+    centroids: Float16[np.ndarray, "K d"] | None = None,
     seed: int = 0,
 ) -> ResidualCodec:
     """Learns centroids by k-means, and buckets from the residuals of tokens left out of it.
@@ -170,6 +171,7 @@ def train_codec(
         tokens: how many the index will have; default: as many as the sample.
         partitions: K; default: 2^floor(log2(16 sqrt(tokens))), as in ColBERTv2, or fewer where the
             sample has fewer than 4 tokens for each.
+        centroids: taken instead of learnt ones, such as those of a codec of other bits.
         seed: of k-means.
 
     Raises:
@@ -181,18 +183,37 @@ def train_codec(
     count, dim = sample.shape
     if dim % 8:
         raise InputError(f"dimension: expected a multiple of 8, found {dim}")
+    held = min(HELD_OUT, max(count // 20, min(count // 2, 2048)))
+    held_out, learnt = sample[:held], sample[held:]
+    if centroids is None:
+        centroids = _learn_centroids(learnt, partitions, tokens or count, seed)
+    nothing = np.zeros(2**bits, np.float32)
+    coarse = ResidualCodec(bits, centroids, nothing[1:], nothing, np.zeros(dim, np.float32), 0.0)
+    held_out = held_out if held else learnt
+    codes, _ = coarse.encode(held_out.astype(np.float16))
+    residuals = held_out - centroids[codes].astype(np.float32)
+    lengths = np.linalg.norm(residuals, axis=1)
+    cutoffs, weights = _buckets(residuals.ravel()[:BUCKET_VALUES], 2**bits)
+    avg_residual = np.abs(residuals).mean(axis=0).astype(np.float32)
+    return ResidualCodec(
+        bits, centroids, cutoffs, weights, avg_residual, float(np.quantile(lengths, 0.75))
+    )
+
+
+def _learn_centroids(
+    learnt: Float[np.ndarray, "n d"], partitions: int | None, tokens: int, seed: int
+) -> Float16[np.ndarray, "K d"]:
+    """Returns the centroids of a k-means; see `train_codec`."""
     require("faiss")
     import faiss
 
-    held = min(HELD_OUT, max(count // 20, min(count // 2, 2048)))
-    held_out, learnt = sample[:held], sample[held:]
     if partitions is None:
-        limit = min(16 * math.sqrt(tokens or count), len(learnt) / 4)
+        limit = min(16 * math.sqrt(tokens), len(learnt) / 4)
         partitions = 2 ** max(math.floor(math.log2(max(limit, 1))), 0)
     elif not 1 <= partitions <= len(learnt):
         raise InputError(f"partitions: expected 1 to {len(learnt)}, found {partitions}")
     kmeans = faiss.Kmeans(
-        dim,
+        learnt.shape[1],
         partitions,
         niter=ITERATIONS,
         spherical=True,
@@ -202,31 +223,7 @@ def train_codec(
     )
     kmeans.train(np.ascontiguousarray(learnt[: partitions * POINTS], np.float32))
     assert kmeans.centroids is not None
-    held_out = held_out if held else learnt
-    return train_buckets(kmeans.centroids.astype(np.float16), held_out, bits)
-
-
-def train_buckets(
-    centroids: Float[np.ndarray, "K d"], sample: Float[np.ndarray, "n d"], bits: int
-) -> ResidualCodec:
-    """Learns the buckets of the residuals of given centroids.
-
-    Args:
-        centroids: such as those of a codec of other bits.
-        sample: tokens of length 1, best not those of which the centroids are means.
-        bits: of a dimension: 1, 2, 4 or 8.
-    """
-    nothing = np.zeros(2**bits, np.float32)
-    dim = centroids.shape[1]
-    coarse = ResidualCodec(bits, centroids, nothing[1:], nothing, np.zeros(dim, np.float32), 0.0)
-    codes, _ = coarse.encode(sample.astype(np.float16))
-    residuals = sample - centroids[codes].astype(np.float32)
-    lengths = np.linalg.norm(residuals, axis=1)
-    cutoffs, weights = _buckets(residuals.ravel()[:BUCKET_VALUES], 2**bits)
-    avg_residual = np.abs(residuals).mean(axis=0).astype(np.float32)
-    return ResidualCodec(
-        bits, centroids, cutoffs, weights, avg_residual, float(np.quantile(lengths, 0.75))
-    )
+    return kmeans.centroids.astype(np.float16)
 
 
 def _buckets(

@@ -11,7 +11,7 @@ says where chunks begin and end.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,9 +111,12 @@ def document_of(chunk: str) -> str:
     return chunk.rpartition(SEPARATOR)[0]
 
 
-def document_ids(index: Any) -> Collection[str]:
-    """Returns the ids of an index' documents, which may be in chunks."""
-    return {document_of(name) for name in index.ids} if index.identity.get("chunks") else index.ids
+def document_ids(indexes: Iterable[Any]) -> frozenset[str]:
+    """Returns the ids of the documents of all indexes, which may be in chunks."""
+    ids: set[str] = set()
+    for index in indexes:
+        ids.update(map(document_of, index.ids) if index.identity.get("chunks") else index.ids)
+    return frozenset(ids)
 
 
 def describe_absent(allowed: Collection[str], ids: Collection[str]) -> str | None:

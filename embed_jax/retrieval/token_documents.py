@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float16
 
 from embed_jax.errors import InputError
 from embed_jax.retrieval.document_chunks import IndexEntry
@@ -75,7 +75,13 @@ class Spool:
         progress("read", len(lengths) % 1024)
         self._lengths = np.array(lengths, np.int64)
 
-    def train(self, bits: int, partitions: int | None, seed: int) -> ResidualCodec:
+    def train(
+        self,
+        bits: int,
+        partitions: int | None,
+        centroids: Float16[np.ndarray, "K d"] | None,
+        seed: int,
+    ) -> ResidualCodec:
         """Learns a codec from documents drawn at random; see `train_codec`.
 
         Raises:
@@ -97,7 +103,9 @@ class Spool:
             length = int(self._lengths[row])
             sample[done : done + length] = source[ends[row] - length : ends[row]]
             done += length
-        return train_codec(sample, bits, tokens=total, partitions=partitions, seed=seed)
+        return train_codec(
+            sample, bits, tokens=total, partitions=partitions, centroids=centroids, seed=seed
+        )
 
     def __iter__(self) -> Iterator[IndexEntry]:
         end = 0

@@ -62,7 +62,7 @@ class ServedSearch:
         self.models, self.names = models or {}, names or {}
         self.stages = (*pipeline.retrievers, *([FUSED] if len(pipeline.retrievers) > 1 else []))
         self.stages += (RERANKED,) if pipeline.reranker is not None else ()
-        ids = frozenset(name for index in indexes.values() for name in document_ids(index))
+        ids = document_ids(indexes.values())
         if allowed is not None and (strangers := describe_absent(allowed, ids)):
             raise InputError(f"allowed ids: {strangers}")
         self.allowed = ids if allowed is None else frozenset(allowed)

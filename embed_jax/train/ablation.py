@@ -68,7 +68,6 @@ def plan_runs(
     workdir: Path,
     evaluate: Sequence[str] = (),
     *,
-    full: bool = False,
     parent: str | None = None,
 ) -> list[AblationRun]:
     """Plans the runs of rows (None: all); all configs are read before the first run starts.
@@ -80,7 +79,6 @@ def plan_runs(
         overrides: config fields that the command line sets, for all rows.
         workdir: directory of the runs, as ROW/SEED.
         evaluate: options of `scripts.evaluate run` for each model; empty: not evaluated.
-        full: take the config of the paper's setting.
         parent: dotted name before `experiments` and `scripts`, "embed_jax." of an installed package
             or "" in the repository; None: the installed one if there is any.
 
@@ -93,10 +91,6 @@ def plan_runs(
     if parent is None:
         parent = package("experiments").removesuffix("experiments")
     module = f"{parent}experiments.{table.experiment}"
-    if full and not table.full:
-        raise InputError(f"{table.file}: it has no FULL, the config of the paper's setting")
-    start = table.full if full else table.config
-    metrics = table.in_full().metrics if full else table.metrics
     try:
         check_experiment(table.experiment)
     except InputError as error:
@@ -114,16 +108,16 @@ def plan_runs(
             directory = workdir / row / str(seed)
             fields = {**table.rows[row], **overrides, "train.seed": seed}
             arguments = [f"--config.{field}={value}" for field, value in fields.items()]
-            arguments = [f"--config={start}", *arguments, f"--workdir={directory}"]
+            arguments = [f"--config={table.config}", *arguments, f"--workdir={directory}"]
             try:
                 config, _ = load_config([f"experiments/{table.experiment}.py", *arguments])
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
             for metric in ("best", "start"):  # fail early: missed only after the runs
-                if metric in metrics and not config.eval.metric:
+                if metric in table.metrics and not config.eval.metric:
                     raise InputError(
                         f"{table.file}: METRICS: {metric!r} is of config.eval.metric, which "
-                        f"{start} does not set"
+                        f"{table.config} does not set"
                     )
             settings = flatten(config)
             judge = [

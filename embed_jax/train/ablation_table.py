@@ -74,8 +74,15 @@ class Table:
         return f"{family}_{self.file.stem}".strip("_")
 
     def in_full(self) -> Table:
-        """Returns the table with the columns of the paper's setting."""
-        return dataclasses.replace(self, metrics=self.full_metrics or self.metrics)
+        """Returns the table in the paper's setting: its config and columns.
+
+        Raises:
+            InputError: the table has no such config.
+        """
+        if not self.full:
+            raise InputError(f"{self.file}: it has no FULL, the config of the paper's setting")
+        metrics = self.full_metrics or self.metrics
+        return dataclasses.replace(self, config=self.full, metrics=metrics)
 
     def format_value(self, value: float) -> str:
         return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"

@@ -94,7 +94,6 @@ def main() -> None:
             args.overrides | fields,
             workdir / setting,
             args.evaluate,
-            full=args.full,
             parent=PARENT,
         )
         for setting, fields in grid_settings(args.grid).items()

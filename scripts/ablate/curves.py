@@ -244,9 +244,12 @@ def plot_alignment(table: Table, runs: Sequence[AblationRun], output: Path, form
         xlabel="uniformity of all texts (lower: spread more evenly)",
         ylabel="alignment of positive pairs (lower: closer)",
     )
-    beside = (1.01, 1)
-    title = "start: open, end: filled"
-    axes.legend(title=title, alignment="left", loc="upper left", bbox_to_anchor=beside)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),  # beside the axes
+        title="start: open, end: filled",
+        alignment="left",
+    )
     figure.savefig(output, format=form)
     pyplot.close(figure)
 

@@ -15,7 +15,7 @@ from embed_jax.errors import EmbedJaxWarning, InputError, RunError, one_line
 from .gpu_table import SIZES, Row, list_rows
 from .measure import count, print_json, print_row, result, share_device
 
-DESCRIPTION = """What an accelerator gives: a table whose rows are printed as they are measured.
+DESCRIPTION = """Measures an accelerator, and prints each row of a table once it is measured.
 
 The rows come in the order of their worth, until the time is up: small runs of each experiment
 (trained, ended by SIGTERM, resumed; their first losses beside the CPU's), then tokens per second,

@@ -219,10 +219,10 @@ def run(args: argparse.Namespace, path: Path | None) -> None:
     allowed = read_allowed(args.allowed)
     pipeline, indexes = open_stages(args.index, args.model, args.rerank, args.fusion)
     pipeline = dataclasses.replace(pipeline, shortlist=args.shortlist or 100)
-    if allowed is not None:
-        known = {name for index in indexes.values() for name in document_ids(index)}
-        if strangers := describe_absent(allowed, known):
-            warn(f"--allowed: {strangers}")
+    if allowed is not None and (
+        strangers := describe_absent(allowed, document_ids(indexes.values()))
+    ):
+        warn(f"--allowed: {strangers}")
     if args.budget_ms:
         pipeline = plan(
             pipeline,

@@ -161,7 +161,8 @@ def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, host
 
 
 def test_batches_have_one_shape_and_more_rows_only_where_they_need_them(make):
-    views = [make()[step].tokens["encoder"] for step in range(40)]
+    batches = make()
+    views = [batches[step].tokens["encoder"] for step in range(40)]
     rows = [view.token_ids.shape[1] for view in views]
     needed = [int((view.sentence < view.sentences).any(-1).sum(-1).max()) for view in views]
     usual = min(rows)

@@ -243,8 +243,8 @@ def test_it_trains_two_steps_and_evaluates(file, place, tmp_path, monkeypatch, c
     monkeypatch.syspath_prepend(str(ROOT))
     table, row = read_case(file)
     plan = functools.partial(plan_runs, table, [row], [0], workdir=tmp_path, parent="")
-    (run,) = plan(overrides={}, full=bool(table.full))
-    (run,) = plan(overrides=small_fields(run.settings, table.metrics), full=bool(table.full))
+    (run,) = plan(overrides={})
+    (run,) = plan(overrides=small_fields(run.settings, table.metrics))
     settings = run.settings
     put_models(place, settings, table.metrics)
     monkeypatch.setattr(sys, "argv", run.command[2:])

@@ -48,6 +48,13 @@ def codecs():
     return {bits: train_codec(sample, bits) for bits in residual_codec.BITS}
 
 
+def test_centroids_of_other_bits_give_the_codec_that_is_learnt_without_them(codecs):
+    sample = np.concatenate([tokens for _, tokens in DOCUMENTS])
+    own = train_codec(sample, 4, centroids=codecs[1].centroids)
+    for name in ("centroids", "cutoffs", "weights", "avg_residual", "threshold"):
+        assert np.array_equal(getattr(own, name), getattr(codecs[4], name)), name
+
+
 def exact(queries, documents, k):
     """Scores every document by every pair of tokens; of equal scores larger ids come first."""
     runs = []
