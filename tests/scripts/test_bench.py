@@ -222,8 +222,8 @@ def test_collectives_of_a_program():
         (["train", "--batch-size", "-1"], "--batch-size: expected a number from 1 up, found '-1'"),
         (["train", "--texts", "9"], "unrecognized arguments: --texts 9"),
         (
-            ["gpu", "--minuts", "9"],
-            "--minuts 9; did you mean --minutes? (see python -m scripts.bench gpu --help)",
+            ["gpu", "--minutes-at-most", "9"],
+            "--minutes-at-most 9; did you mean --minutes? (see python -m scripts.bench gpu --help)",
         ),
         (["encode", "--repeat", "x"], "--repeat: expected a number from 1 up, found 'x'"),
         (
