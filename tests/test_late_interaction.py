@@ -129,7 +129,7 @@ def assert_same_gradients(gradient, torch_gradients):
 
 
 def assert_equals_sentence_transformers(model, directory):
-    from sentence_transformers import MultiVectorEncoder
+    MultiVectorEncoder = pytest.importorskip("sentence_transformers").MultiVectorEncoder
 
     reference = MultiVectorEncoder(str(directory))
     for side, texts in (("query", QUERIES), ("document", DOCUMENTS)):
@@ -176,8 +176,8 @@ def test_older_layouts_there_and_back(model, tmp_path, layout):
 @pytest.mark.filterwarnings("ignore::embed_jax.errors.EmbedJaxWarning")
 def test_losses_and_gradients_equal_sentence_transformers(model, tmp_path):
     """The losses are those of vectors, with the score MaxSim; the texts are packed, not padded."""
-    import torch
-    from sentence_transformers import MultiVectorEncoder
+    torch = pytest.importorskip("torch")
+    MultiVectorEncoder = pytest.importorskip("sentence_transformers").MultiVectorEncoder
     from sentence_transformers.multi_vector_encoder import losses
 
     columns = [QUERIES, DOCUMENTS[:3], DOCUMENTS[1:]]

@@ -611,6 +611,7 @@ def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
 
 
 def test_the_pooler_of_the_base_is_kept_for_transformers(tiny_model, tmp_path):
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     shutil.copytree(tiny_model, tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"

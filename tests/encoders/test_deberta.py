@@ -100,7 +100,7 @@ def loss_and_states(module, weight, params, tokens):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_equal_torch(name, ids, packed, states, tmp_path):
     """States to 1e-4 and gradients to 1e-4 relative, with several sentences in a row."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     peer = make(**VARIANTS[name])
     peer.save_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_variants_equal_torch(name, ids, packed, states, tmp_path):
 
 
 def test_token_types_equal_torch(ids, make_batch, tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
 
     peer = make(type_vocab_size=2)
     peer.save_pretrained(tmp_path)

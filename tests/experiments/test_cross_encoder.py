@@ -51,6 +51,7 @@ def test_from_pairs_to_mined_negatives_to_a_reranker_and_its_report(
         data__holdout=0.2,
         data__max_length=24,
         mine__strategy="bm25",
+        mine__retriever=str(tiny_model),
         mine__number=2,
         mine__rank_max=20,
         batch__size=8,

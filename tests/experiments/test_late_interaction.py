@@ -56,6 +56,7 @@ def test_from_pairs_to_mined_negatives_to_a_model_and_its_reports(
         data,
         data__holdout=0.2,
         mine__strategy="bm25",
+        mine__retriever=str(tiny_model),
         mine__number=2,
         mine__rank_max=20,
         batch__size=8,

@@ -40,7 +40,7 @@ def mined(tmp_path, sentences):
 @pytest.fixture(scope="session")
 def tiny_cross_encoder(tmp_path_factory, tiny_tokenizer):
     """A directory of a random BERT with one label."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     directory = tmp_path_factory.mktemp("cross_encoder") / "model"

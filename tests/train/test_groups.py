@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from embed_jax.config import Experiment, Optim, ParamGroup
 from embed_jax.config_rules import validate
@@ -69,6 +68,7 @@ def torch_train(factor_of, optim, steps=3):
 
     Frozen ones require no gradient.
     """
+    torch = pytest.importorskip("torch")
     params, groups = {}, []
     for path, value in flat(make_params()).items():
         stacked = "/layers/" in path

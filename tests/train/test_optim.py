@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from embed_jax.config import Experiment, Optim
 from embed_jax.config_rules import validate
@@ -98,6 +97,7 @@ def test_muon_is_optaxs_on_unstacked_kernels_and_adamw_elsewhere():
 
 def test_muons_update_is_torchs():
     """Writes out torch's formula of Muon in float32, as torch itself computes in bfloat16."""
+    torch = pytest.importorskip("torch")
     optimizer = make_optimizer(optim_of("muon", learning_rate=1e-2), 1)
     params, gradients = make_params(), make_params(1)
     updates, _ = jax.jit(optimizer.update)(gradients, jax.jit(optimizer.init)(params), params)

@@ -111,7 +111,7 @@ def trained(config, sources, tmp_path_factory):
 
 
 def test_a_run_is_saved_as_a_router(trained, sentences):
-    from sentence_transformers import SentenceTransformer
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 
     _, workdir = trained
     model = embed_jax.load(workdir)
