@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from embed_jax.errors import InputError
@@ -105,9 +106,18 @@ def _half_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, 
 def _half_product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     return (
-        _product_in_float32(gradient, kernel.T).astype(x.dtype),
-        _product_in_float32(x.T, gradient).astype(kernel.dtype),
+        _product_in_float32(gradient, _transposed(kernel)).astype(x.dtype),
+        _product_in_float32(_transposed(x), gradient).astype(kernel.dtype),
     )
+
+
+def _transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    """Returns a transposed copy, row by row in memory.
+
+    XLA would multiply by a transposed view instead, which the processor's instructions for bfloat16
+    can't: it would convert it to float32.
+    """
+    return with_layout_constraint(lax.optimization_barrier(x.T), Layout((0, 1)))
 
 
 def _product_in_float32(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:

@@ -112,6 +112,17 @@ def test_products_in_bfloat16_and_their_gradients_are_rounded_once():
         assert jnp.all(jnp.abs(got - expected) <= 2.0**-8 * jnp.abs(expected) + 1e-4)
 
 
+def test_products_in_bfloat16_and_of_their_gradients_are_of_rows_in_memory():
+    """Only of such matrices does XLA's library for CPUs multiply bfloat16."""
+    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 48), jnp.bfloat16)
+    backward = jax.grad(lambda *both: jnp.sum(matrix_product(*both) ** 2), argnums=(0, 1))
+    program = jax.jit(backward).lower(x, kernel).compile().as_text()
+    products = [line for line in program.splitlines() if " dot(" in line]
+    assert len(products) == 3
+    for product in products:
+        assert "lhs_contracting_dims={1}, rhs_contracting_dims={0}" in product
+
+
 def test_the_gradient_of_a_bfloat16_kernel_is_summed_over_devices():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.random.normal(jax.random.key(0), (8, 16)).astype(jnp.bfloat16)
