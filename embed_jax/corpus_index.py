@@ -37,9 +37,14 @@ DENSE, SPARSE, TOKENS = "dense", "sparse", "multi-vector"  # what models give
 
 
 class Models:
-    """Models by name, each loaded once, with the embeddings of small corpora."""
+    """Models by name, each loaded once, with the embeddings of small corpora.
 
-    def __init__(self) -> None:
+    Attributes:
+        compute_dtype: "float32" or "bfloat16", of the models' layers.
+    """
+
+    def __init__(self, compute_dtype: str = "float32") -> None:
+        self.compute_dtype = compute_dtype
         self._loaded: dict[str, Any] = {}
         self._digests: dict[str, str] = {}
         self._encoded: dict[tuple[Any, ...], list[Any]] = {}
@@ -50,7 +55,9 @@ class Models:
             from embed_jax.encoders.hub import resolve
             from embed_jax.loading import load_by_kind
 
-            self._loaded[name] = load_by_kind(_directory(resolve(name)))
+            self._loaded[name] = load_by_kind(
+                _directory(resolve(name)), compute_dtype=self.compute_dtype
+            )
         return self._loaded[name]
 
     def digest(self, name: str) -> str:
@@ -145,6 +152,8 @@ def index_identity(spec: RetrieverSpec, model: str, models: Models) -> dict[str,
             "query_prompt": spec.query_prompt,
             "document_prompt": spec.document_prompt,
         }
+        if models.compute_dtype != "float32":
+            identity["compute_dtype"] = models.compute_dtype
     return identity
 
 

@@ -158,22 +158,33 @@ def named(options: Sequence[str], option: str) -> dict[str, str]:
     return values
 
 
-def load_model(name: str) -> Any:
+def add_compute_dtype(parser: argparse._ActionsContainer) -> None:
+    """Adds the option --compute-dtype."""
+    parser.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the model's layers: bfloat16 is faster on accelerators and on processors with "
+        "AMX (default: %(default)s)",
+    )
+
+
+def load_model(name: str, compute_dtype: str = "float32") -> Any:
     """Loads an embedding model by name or from a run's directory; keeps compiled programs."""
     from embed_jax import load
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
-    return load(name)
+    return load(name, compute_dtype=compute_dtype)
 
 
-def load_cross_encoder(name: str) -> Any:
+def load_cross_encoder(name: str, compute_dtype: str = "float32") -> Any:
     """Loads a cross-encoder by name or from a run's directory; keeps compiled programs."""
     import embed_jax
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
-    return embed_jax.load_cross_encoder(name)
+    return embed_jax.load_cross_encoder(name, compute_dtype=compute_dtype)
 
 
 def load_encoder(name: str) -> Any:

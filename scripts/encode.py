@@ -26,7 +26,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 
-from .commands import Parser, load_model, whole_file
+from .commands import Parser, add_compute_dtype, load_model, whole_file
 
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 \\
@@ -99,6 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=0,
         help="slots that a device encodes at a time (default: suits the device)",
     )
+    add_compute_dtype(parser)
     parser.add_argument(
         "--dim",
         type=int,
@@ -260,6 +261,7 @@ def shard_settings(args: argparse.Namespace) -> dict[str, Any]:
         "model": digest_files(resolve(args.model)),
         **{name: getattr(args, name) for name in ("field", "prompt_name", "instruction")},
         **{name: getattr(args, name) for name in ("batch_tokens", "dim", "precision")},
+        "compute_dtype": args.compute_dtype,
         "calibration": calibration.hexdigest() if args.calibration else None,
     }
 
@@ -277,7 +279,7 @@ def open_model(args: argparse.Namespace) -> tuple[Any, int]:
     """Loads the model; returns it with the dimension of the embeddings."""
     from embed_jax.retrieval.calibration import check_precision
 
-    model = load_model(args.model)
+    model = load_model(args.model, args.compute_dtype)
     dim = args.dim or model.dim
     if dim > model.dim:
         raise InputError(

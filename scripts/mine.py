@@ -25,7 +25,7 @@ from typing import Any
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.registry import unknown
 
-from .commands import Parser, load_model, whole_file
+from .commands import Parser, add_compute_dtype, load_model, whole_file
 
 EXAMPLES = """--format, as training reads them; a pair without a negative is left out:
   triplets        anchor positive negative, a line a negative
@@ -80,6 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"{', '.join(STRATEGIES)}, or several: bm25,dense takes turns (default: bm25)",
     )
     search.add_argument("--model", help="for dense and faiss: directory or hub name")
+    add_compute_dtype(search)
     search.add_argument(
         "--query-prompt",
         help="text before each query (default: the model's prompt 'query', if any)",
@@ -203,8 +204,10 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     if args.cross_encoder:
         from embed_jax import cross_encoder
 
-        score = cross_encoder.load_cross_encoder(args.cross_encoder).score
-    model = load_model(args.model) if args.model else None
+        score = cross_encoder.load_cross_encoder(
+            args.cross_encoder, compute_dtype=args.compute_dtype
+        ).score
+    model = load_model(args.model, args.compute_dtype) if args.model else None
     fold = token_fold(model.tokenizer) if model and not model.routes else None
     with contextlib.ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
         searchers = make_searchers(args, model, corpus, stack)

@@ -22,6 +22,7 @@ from embed_jax.errors import InputError, exit_with_one_line, require
 from .commands import (
     OneLineParser,
     Parser,
+    add_compute_dtype,
     load_cross_encoder,
     load_model,
     named,
@@ -67,6 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     command.add_argument(
         "--sample", type=int, default=0, help="search this number of queries (default: all)"
     )
+    add_compute_dtype(command)
     command.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     command.add_argument("--output", required=True, type=Path, help="file in TREC's form")
 
@@ -145,7 +147,7 @@ def write_shortlist(args: argparse.Namespace, path: Path) -> None:
     if args.first_stage == "bm25":
         require("bm25s")
     else:
-        model = load_model(args.first_stage)
+        model = load_model(args.first_stage, args.compute_dtype)
         search = functools.partial(
             dense_search,
             model.encode_query,

@@ -30,7 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Returns the activation of that name.
+    """Returns the activation of that name, which computes in float32 and returns x's dtype.
+
+    Where a bfloat16 is rounded after each of its operations, GELU takes twice the time on CPU.
 
     >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
     [0.0, 2.0]
@@ -40,7 +42,8 @@ def activation(name: str) -> Callable[[Array], Array]:
     """
     if name not in ACTIVATIONS:
         raise InputError(unknown("activation", name, ACTIVATIONS))
-    return ACTIVATIONS[name]
+    function = ACTIVATIONS[name]
+    return lambda x: function(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Linear(nn.Module):

@@ -67,5 +67,6 @@ def describe_evaluation(
         "dim": options.dim or None,
         "layers": options.layers or None,
         "instruction": options.instruction,
+        "compute_dtype": options.compute_dtype,
         "versions": environment(),
     }

@@ -12,8 +12,9 @@ from typing import Any
 
 from embed_jax.errors import InputError
 
-from ..commands import OneLineParser, load_cross_encoder, load_model
+from ..commands import OneLineParser, add_compute_dtype, load_cross_encoder, load_model
 
+FLOAT32 = "float32"
 OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
 
 
@@ -28,12 +29,16 @@ class ModelOptions:
     query_prompt_name: str | None = None
     corpus_prompt_name: str | None = None
     batch_tokens: int = 0
+    compute_dtype: str = FLOAT32
     endpoint_url: str = ""
     endpoint_cache: Path | None = None
 
     def chosen(self) -> dict[str, Any]:
         """Returns the options that decide the embeddings, as far as they are set."""
-        return {name: getattr(self, name) for name in OPTIONS if getattr(self, name)}
+        chosen = {name: getattr(self, name) for name in OPTIONS if getattr(self, name)}
+        if self.compute_dtype != FLOAT32:
+            chosen["compute_dtype"] = self.compute_dtype
+        return chosen
 
 
 MODELS = """models:
@@ -53,6 +58,7 @@ def add_arguments(parser: OneLineParser) -> None:
         default=0,
         help="slots that a device encodes at a time (default: suits the device)",
     )
+    add_compute_dtype(group)
     group.add_argument(
         "--dim", type=int, default=0, help="cut embeddings to N numbers (default: all)"
     )
@@ -123,7 +129,7 @@ def open_embedder(
     if provider(name):
         from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
 
-        refused = [option for option in OPTIONS[1:] if getattr(options, option)]
+        refused = [option for option in options.chosen() if option != "dim"]
         if refused:
             raise InputError(f"{name}: --{refused[0].replace('_', '-')} is not for an endpoint")
         endpoint = EmbeddingEndpoint(
@@ -136,7 +142,7 @@ def open_embedder(
         )
     if name.endswith(".onnx"):
         return _onnx_embedder(Path(name), options)
-    model = load_model(name)
+    model = load_model(name, options.compute_dtype)
     gives_tokens = model.similarity_fn_name not in SIMILARITIES
     if gives_tokens and options.layers:
         raise InputError(f"{name}: --layers is not for a late-interaction model")
@@ -163,10 +169,10 @@ def open_system(
     for option in OPTIONS:
         if getattr(options, option):
             raise InputError(f"{name}: --{option.replace('_', '-')} is not for a cross-encoder")
-    return open_reranker(name, options.batch_tokens)
+    return open_reranker(name, options)
 
 
-def open_reranker(name: str, batch_tokens: int = 0) -> Any:
+def open_reranker(name: str, options: ModelOptions) -> Any:
     """Returns the Reranker of a cross-encoder.
 
     Raises:
@@ -177,8 +183,8 @@ def open_reranker(name: str, batch_tokens: int = 0) -> Any:
 
     if not is_cross_encoder(name):
         raise InputError(f"{name}: expected a cross-encoder, found an embedding model")
-    model = load_cross_encoder(str(model_directory(resolve(name))))
-    return cross_encoder_reranker(model, name, batch_tokens=batch_tokens)
+    model = load_cross_encoder(str(model_directory(resolve(name))), options.compute_dtype)
+    return cross_encoder_reranker(model, name, batch_tokens=options.batch_tokens)
 
 
 def is_cross_encoder(name: str) -> bool:
@@ -199,11 +205,11 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
     from embed_jax.export.onnx_run import encode_onnx
     from embed_jax.prompts import resolve_prompt
 
-    for option in ("dim", "layers"):
-        if getattr(options, option):
-            raise InputError(
-                f"{path}: --{option} is not for a file, which gives what it was exported with"
-            )
+    for option in options.chosen().keys() & {"dim", "layers", "compute_dtype"}:
+        raise InputError(
+            f"{path}: --{option.replace('_', '-')} is not for a file, which gives what it was "
+            "exported with"
+        )
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = load_model(str(path.parent.parent))
@@ -259,7 +265,7 @@ def model_fingerprint(name: str, options: ModelOptions) -> str:
     from embed_jax.encoders.hub import resolve
     from embed_jax.evals.results import fingerprint
 
-    embedding = {option: getattr(options, option) for option in OPTIONS}
+    embedding = {option: getattr(options, option) for option in OPTIONS} | options.chosen()
     if provider(name):
         return fingerprint(name, options.endpoint_url, embedding)
     directory = (

@@ -85,6 +85,7 @@ def evaluate_pipelines(
     timed_queries: int = 20,
     table: Path | None = None,
     plot: Path | None = None,
+    compute_dtype: str = "float32",
 ) -> dict[str, Any]:
     """Evaluates pipelines on tasks; prints, and writes, a table of each task.
 
@@ -100,6 +101,7 @@ def evaluate_pipelines(
         timed_queries: how many queries are timed.
         table: Markdown file to write.
         plot: picture to write.
+        compute_dtype: of the models' layers.
 
     Returns:
         {task: {pipeline: results}}.
@@ -121,7 +123,7 @@ def evaluate_pipelines(
         raise InputError(f"--models: no pipeline has the role {min(unused)!r}")
     scores = {role: read_score_file(file) for role, file in score_files.items()}
     declared = parse_costs(costs) if costs else None
-    shared, lines = Models(), []
+    shared, lines = Models(compute_dtype), []
     remembered: dict[
         tuple[str, str], RememberedScores
     ] = {}  # a pair is scored once for all pipelines

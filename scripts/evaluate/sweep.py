@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.late_interaction import LateInteractionEncoder
 
     task = open_retrieval_task(args.data, args.split)
-    model = load_model(args.model)
+    model = load_model(args.model, args.compute_dtype)
     if isinstance(model, LateInteractionEncoder):
         return _run_tokens(args, model, task)
     if model.similarity_fn_name not in ("cosine", "dot"):

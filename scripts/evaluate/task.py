@@ -121,12 +121,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             timed_queries=args.timed_queries,
             table=args.table,
             plot=args.plot,
+            compute_dtype=args.compute_dtype,
         )
     training = training_texts(args.training)
     model_options = embedders.read_options(args)
     scores_pairs = all(task.evaluate_pairs is not None for task in tasks)
     open_model = embedders.open_system if scores_pairs else embedders.open_embedder
-    reranker = embedders.open_reranker(args.rerank, args.batch_tokens) if args.rerank else None
+    reranker = embedders.open_reranker(args.rerank, model_options) if args.rerank else None
     system = open_model(args.model, model_options, show_progress=True)
     for model in filter(None, (args.model, args.rerank)):
         if line := embedders.published_line(model):

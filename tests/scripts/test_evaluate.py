@@ -137,7 +137,7 @@ def test_stored_prompts_are_used_for_queries_and_documents(
         return embed_jax.SentenceEncoder.encode(model, texts, prompt_name=prompt_name)
 
     monkeypatch.setattr(model, "encode", encode)
-    monkeypatch.setattr(embedders, "load_model", lambda args: model)
+    monkeypatch.setattr(embedders, "load_model", lambda *args: model)
     run(evaluate, "--model", "m", "--task", "retrieval", "--data", beir)
     assert used == ["query", "passage"]
 
@@ -193,6 +193,20 @@ def test_an_instruction_is_given_to_the_model(run, refused, tiny_model, sts, tmp
     _, _, err = run(evaluate, "--model", tmp_path / "model", *arguments[:-2])
     assert err.startswith("warning: this model has a template for instructions, and none was given")
     assert err.count("\n") == 1
+
+
+def test_a_model_may_compute_in_bfloat16(run, refused, tiny_model, beir, tmp_path):
+    arguments = ("--task", "retrieval", "--data", beir, "--k", "1,10")
+    options = (*arguments, "--compute-dtype", "bfloat16")
+    output = tmp_path / "results.json"
+    assert run(evaluate, "--model", tiny_model, *options, "--output", output)[0] == 0
+    result = json.loads(output.read_text())
+    half = embed_jax.load(str(tiny_model), compute_dtype="bfloat16")
+    expected = retrieval_evaluator(*read_beir(beir), ks=(1, 10))(half.encode)
+    assert result["metrics"] == pytest.approx(expected)
+    assert result["compute_dtype"] == "bfloat16"
+    refusal = refused(evaluate, "--model", "openai:any", *options)
+    assert "openai:any: --compute-dtype is not for an endpoint" in refusal
 
 
 def bad_sts_files(directory):
