@@ -5,7 +5,8 @@
 # DATA has wikiqa_rerank, scifact and nfcorpus_filtered. Every step is skipped where its result is there, or resumes: of
 # more QUERIES or a larger DEPTH only new pairs are scored. Variables: LISTS, training lists of a data set; LENGTH, tokens
 # of a pair; QUERIES, the size of a test sample; DEPTH, at most 100, that is reranked; STAGES, the searches; DTYPE, of the
-# scores: bfloat16 is faster on processors with AMX; PYTHON, the interpreter; MORE, options of every training, such as
+# scores: bfloat16 is faster on processors with AMX; PYTHON, the interpreter; MINE, options of scripts.mine, such as
+# "--margin 0", which leaves out pairs whose positive scores below the negatives; MORE, options of every training, such as
 # --config.model.name=runs/reranking_table/wikiqa/lambda/model.
 set -euo pipefail
 data=$1 out=$2
@@ -34,7 +35,7 @@ for name in ${sets[*]}; do
 
     # 1. Training lists: a sample of relevant pairs, each with seven passages that a search finds instead.
     [ -e "$at/mined.jsonl" ] || "$python" -m scripts.mine --beir "$task" --split "$split" --strategy bm25,dense \
-        --model "$minilm" --number 7 --rank-max 50 --sampling random --output "$at/mined.jsonl"
+        --model "$minilm" --number 7 --rank-max 50 --sampling random --output "$at/mined.jsonl" ${MINE:-}
     [ -e "$at/lists.jsonl" ] || shuf -n "$lists" --random-source="$at/mined.jsonl" "$at/mined.jsonl" > "$at/lists.jsonl"
 
     # 2. Rerankers; the first is the teacher of the third.
