@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from embed_jax.data.batch_maker import BatchMaker
 from embed_jax.data.order import Order
 from embed_jax.data.pack import round_rows
 from embed_jax.data.pair_rows import TokenizePairs
-from embed_jax.data.pairs import apply_to_record
+from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.record_source import RecordSource, count_columns
 from embed_jax.data.stream import RecordStream
 from embed_jax.data.tokenize import Tokenizer
@@ -114,14 +114,14 @@ def make_batch_maker(
             "'encoder')"
         )
     num_columns = max(count_columns(source) for source in sources) + in_batch_negatives
-    widest = max(_width(source.fields.score, source) for source in sources)
+    widest = max(_most_scores(source) for source in sources)
     checked = [
         dataclasses.replace(
             source,
             fields=dataclasses.replace(
                 source.fields,
-                score=_check_width(source.fields.score, source, "scores"),
-                keys=_check_width(source.fields.keys, source, "keys"),
+                score=_check_scores(source),
+                keys=_check_keys(source),
             ),
         )
         for source in sources
@@ -233,21 +233,48 @@ def _teacher_size(sources: Sequence[RecordSource]) -> int:
     return sizes[0] if sizes else 0
 
 
-Values = TypeVar("Values", bound=Sequence)
+def _most_scores(source: RecordSource) -> int:
+    """Returns the largest number of scores of a record, among `sampled_records`."""
+    if source.fields.score is None:
+        return 0
+    records = sampled_records(source.records)
+    return max(
+        len(apply_to_record(source.fields.score, record, index)) for index, record in records
+    )
 
 
-def _check_width(
-    function: Callable[[Record], Values] | None, source: RecordSource, what: str
-) -> Callable[[Record], Values] | None:
-    """Wraps a function so that it refuses a record with another number of values than the first."""
-    if function is None:
+def _check_scores(source: RecordSource) -> Callable[[Record], Sequence[float]] | None:
+    """Wraps the scores so that they refuse a record with too few or too many.
+
+    Lists may have fewer candidates than others; each of them has a score.
+    """
+    score, columns, most = source.fields.score, source.fields.columns, _most_scores(source)
+    if score is None:
         return None
-    size = _width(function, source)
 
-    def checked(record: Record) -> Values:
-        values = function(record)
+    def checked(record: Record) -> Sequence[float]:
+        values = score(record)
+        candidates = sum(text is not None for text in columns(record)[1:])
+        if len(values) != most and (len(values) > most or len(values) != candidates):
+            raise InputError(
+                f"found {len(values)} scores, expected {most} as in other records, or one for each "
+                f"of {candidates} candidates"
+            )
+        return values
+
+    return checked
+
+
+def _check_keys(source: RecordSource) -> Callable[[Record], tuple[str | None, ...]] | None:
+    """Wraps the keys so that they refuse a record with another number of them than the first."""
+    keys, size = source.fields.keys, _width(source.fields.keys, source)
+    if keys is None:
+        return None
+
+    def checked(record: Record) -> tuple[str | None, ...]:
+        values = keys(record)
         if len(values) != size:
-            raise InputError(f"found {len(values)} {what}, expected {size} as in record 0")
+            raise InputError(f"found {len(values)} keys, expected {size} as in record 0")
         return values
 
     return checked

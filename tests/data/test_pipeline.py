@@ -268,18 +268,36 @@ def test_fields_follow_their_records(make, records):
     assert (without.label, without.score, without.keys, without.dataset) == (None,) * 4
 
 
-@pytest.mark.parametrize(("name", "values"), [("score", [0.0] * 3), ("keys", ["a"] * 3)])
-def test_every_record_has_as_many_scores_and_keys(make, records, name, values):
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("score", [0.0] * 4, "found 3 scores, expected 4 as in other records, or one for each of"),
+        ("keys", ["a"] * 3, "found 2 keys, expected 3 as in record 0$"),
+    ],
+)
+def test_every_record_has_as_many_scores_and_keys(make, records, name, values, message):
     odd = records[-1]
-    with pytest.raises(
-        InputError,
-        match=f"^record {COUNT - 1}: found 2 {name.rstrip('s')}s, expected 3 as in record 0$",
-    ):
+    with pytest.raises(InputError, match=f"^record {COUNT - 1}: {message}"):
         make(
             **{name: lambda record: values if record is not odd else values[1:]},
             batch_size=COUNT,
             groups=1,
         )[0]
+
+
+def test_lists_may_have_fewer_scored_candidates_than_others(make, records):
+    def candidates(record):
+        return ["a", "b", "c"][: 1 + records.index(record) % 3]
+
+    batch = make(
+        columns=lambda record: (record["anchor"], *candidates(record)),
+        score=lambda record: [ord(text) / 2 for text in candidates(record)],
+    )[0]
+    for place in np.ndindex(2, 4):
+        count = len(candidates(records[batch.record[place]]))
+        scores = [ord(text) / 2 for text in "abc"[:count]] + [0.0] * (3 - count)
+        assert batch.score[place].tolist() == scores
+        assert batch.present[place[0], 1:, place[1]].tolist() == [k < count for k in range(3)]
 
 
 def test_a_bad_field_names_its_record(make, records):
