@@ -28,7 +28,8 @@ TextRows = list[list[str | None]]
 class BatchMaker:
     """Makes a batch of records into tokens and hashes; see `make_batch_maker` for the fields.
 
-    `least_rows` has, for each data set, the least rows of a group of its batches by tokenizer.
+    `least_rows` has, for each data set, the least rows of a group of its batches by tokenizer;
+    where a batch is from all data sets, the same for each.
     """
 
     sources: Sequence[RecordSource]
@@ -38,6 +39,7 @@ class BatchMaker:
     num_scores: int
     num_keys: int
     teacher_size: int
+    least_rows: Sequence[Mapping[str, int]]
     groups: int
     shares: int
     row_length: int
@@ -47,7 +49,6 @@ class BatchMaker:
     pairs: TokenizePairs | None = None
     in_batch_negatives: int = 0
     seed: int = 0
-    least_rows: Sequence[Mapping[str, int]] = ()
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
         """Makes this host's share of the batch of these records, numbered over all data sets."""
@@ -203,7 +204,6 @@ class BatchMaker:
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
-        one_source = self.least_rows and (which == which[0]).all()
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
         row_length = max(self.row_length, longest)
         try:
@@ -212,7 +212,7 @@ class BatchMaker:
                 groups=self.groups,
                 row_length=row_length,
                 rows=self.rows,
-                least_rows=self.least_rows[which[0]][name] if one_source else 1,
+                least_rows=self.least_rows[which[0]].get(name, 1),
                 order=order,
                 skip=skip,
                 segments=segments if typed else None,

@@ -53,6 +53,7 @@ def make_batch_maker(
     pairs: TokenizePairs | None = None,
     in_batch_negatives: int = 0,
     seed: int = 0,
+    mixed: bool = False,
 ) -> BatchMaker:
     """Returns a function that makes batches of records.
 
@@ -65,8 +66,9 @@ def make_batch_maker(
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
         row_length: T, slots of a packed row of the encoder.
-        rows: R, rows of a group; None: as many as evenly drawn batches of the data set need, and
-            more for a batch that needs more. It must be set for several hosts.
+        rows: R, rows of a group; None: as many as evenly drawn batches of the data set need (with
+            `mixed`, of all data sets), and more for a batch that needs more. It must be set for
+            several hosts.
         include_prompt: whether the prompts' tokens count towards pooling.
         shard: this host's index and the number of hosts. A host reads only its part of each batch,
             and gets `G / hosts` groups of it.
@@ -78,6 +80,7 @@ def make_batch_maker(
         in_batch_negatives: the number of positives of other examples of the whole batch that each
             example gets as further columns; with `pairs` only.
         seed: for what is drawn at each step.
+        mixed: whether a batch is from all data sets, and not from one of them.
 
     Raises:
         InputError: sizes do not divide each other, or an option does not fit; in a batch, a record
@@ -144,10 +147,21 @@ def make_batch_maker(
         pairs=pairs,
         in_batch_negatives=in_batch_negatives,
         seed=seed,
+        least_rows=[{}] * len(sources),
     )
     if rows:
         return maker
-    least = [_sampled_rows(maker, batch_size, source) for source in range(len(sources))]
+    # The records that a batch is drawn from: none of a stream, which can only be read in order.
+    counts = [
+        0 if isinstance(source.records, RecordStream) else len(source.records) for source in sources
+    ]
+    if mixed:
+        least = [_sampled_rows(maker, batch_size, range(sum(counts)))] * len(sources)
+    else:
+        least = [
+            _sampled_rows(maker, batch_size, range(first, first + count))
+            for first, count in zip(maker.firsts, counts, strict=True)
+        ]
     if hosts > 1:
         needed = max((rows for by_name in least for rows in by_name.values()), default=0)
         advice = f", for these data to {round_rows(-(-needed * 11 // 10))}" if needed else ""
@@ -155,30 +169,27 @@ def make_batch_maker(
             f"config.batch.rows: {hosts} hosts must agree on the rows of a group, "
             f"found 0; set it{advice}"
         )
-    return dataclasses.replace(maker, least_rows=least) if all(least) else maker
+    return dataclasses.replace(maker, least_rows=least)
 
 
-def _sampled_rows(maker: BatchMaker, batch_size: int, source: int) -> dict[str, int]:
-    """Returns the rows of a group that some batches of a data set need, by tokenizer.
+def _sampled_rows(maker: BatchMaker, batch_size: int, numbers: range) -> dict[str, int]:
+    """Returns the rows of a group that some batches of these records need, by tokenizer.
 
-    Batches are drawn evenly from the data set; nothing is returned if it has too few records, or
-    can only be read in order. Batches that have at least these rows are nearly all of one shape, so
-    a training step is compiled once and not for each of three or four shapes.
+    Batches are drawn evenly from the records; nothing is returned if they do not fill one. Batches
+    that have at least these rows are nearly all of one shape, so a training step is compiled once
+    and not for each of three or four shapes.
     """
-    records = maker.sources[source].records
-    if isinstance(records, RecordStream) or len(records) < batch_size:
+    if len(numbers) < batch_size:
         return {}
     hosts = maker.shard[1]
     whole = dataclasses.replace(
         maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
     )
     batches = min(
-        max(SAMPLED_RECORDS // batch_size, 1), SAMPLED_BATCHES, len(records) // batch_size
+        max(SAMPLED_RECORDS // batch_size, 1), SAMPLED_BATCHES, len(numbers) // batch_size
     )
-    chosen = np.linspace(0, len(records) - 1, batches * batch_size).astype(np.int64)
-    views = [
-        whole(maker.firsts[source] + chosen[first::batches], 0).tokens for first in range(batches)
-    ]
+    chosen = np.linspace(numbers[0], numbers[-1], batches * batch_size).astype(np.int64)
+    views = [whole(chosen[first::batches], 0).tokens for first in range(batches)]
     return {name: max(view[name].token_ids.shape[1] for view in views) for name in views[0]}
 
 

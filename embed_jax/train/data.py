@@ -222,6 +222,7 @@ def _batch_maker(
         in_batch_negatives=config.batch.in_batch_negatives,
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
+        mixed=config.mixture.batches == "mixed",
     )
 
 

@@ -160,14 +160,37 @@ def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, host
     assert digest(whole[0]) != digest(make(**(settings | {"shares": 1}))[0])
 
 
-def test_batches_have_one_shape_and_more_rows_only_where_they_need_them(make):
-    batches = make()
+def assert_one_shape(batches):
+    """Nearly all batches have the same rows, and others more only where they need them."""
     views = [batches[step].tokens["encoder"] for step in range(40)]
     rows = [view.token_ids.shape[1] for view in views]
     needed = [int((view.sentence < view.sentences).any(-1).sum(-1).max()) for view in views]
     usual = min(rows)
     assert len(set(needed)) > 1 and rows.count(usual) > 30
     assert rows == [max(usual, number) for number in needed]
+
+
+def test_batches_have_one_shape_and_more_rows_only_where_they_need_them(make):
+    assert_one_shape(make())
+
+
+def test_batches_of_all_data_sets_have_one_shape_though_one_fills_no_batch(
+    records, made_records, tokenizer_directory
+):
+    sources = [
+        RecordSource(some, RecordFields(pair_columns(some)))
+        for some in (records, made_records(BATCH - 1, seed=1))
+    ]
+    maker = make_batch_maker(
+        sources,
+        tokenizers={"encoder": load_tokenizer(tokenizer_directory, 32)},
+        batch_size=BATCH,
+        groups=2,
+        row_length=32,
+        mixed=True,
+    )
+    order = make_order([len(source.records) for source in sources], BATCH, 0, mixing="mixed")
+    assert_one_shape(training_batches(maker, order))
 
 
 def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
