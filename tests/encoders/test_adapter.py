@@ -140,7 +140,7 @@ def sentence_transformer(directory):
 
 
 def peft_from(base, adapter):
-    import peft
+    peft = pytest.importorskip("peft")
     import transformers
 
     with warnings.catch_warnings():
@@ -173,8 +173,8 @@ def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
 
 def by_peft(base, directory, targets, **changes):
     """Saves a random adapter made by peft, and returns its embeddings."""
-    import peft
-    import torch
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
     import transformers
 
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(targets), **changes)
@@ -216,7 +216,7 @@ def test_an_adapter_of_a_language_model_class(bases, tmp_path):
 
     The output layer's adapter is not part of embeddings.
     """
-    import peft
+    peft = pytest.importorskip("peft")
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(bases["llama"])
@@ -235,7 +235,7 @@ def test_as_sentence_transformers_saves_it(bases, tmp_path):
 
     Its targets are a regular expression.
     """
-    import peft
+    peft = pytest.importorskip("peft")
 
     reference = sentence_transformer(bases["bert"])
     reference.add_adapter(

@@ -30,7 +30,7 @@ ARCHITECTURES = [
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_torch(name, torch_models, ids, packed, unpacked, states):
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, directory = torch_models[name]
     saved = read_model(directory)

@@ -44,8 +44,8 @@ def bases(tmp_path_factory, tiny_tokenizer):
 
 def by_peft(base, directory, targets, **changes):
     """Saves a random adapter of a classifier with 3 labels made by peft, and returns its logits."""
-    import peft
-    import torch
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
     import transformers
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -63,7 +63,7 @@ def by_peft(base, directory, targets, **changes):
 
 
 def logits_of(model, base):
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
@@ -78,7 +78,7 @@ def logits_of(model, base):
     ("family", "changes"), [("bert", {"use_rslora": True}), ("llama", {"use_dora": True})]
 )
 def test_an_adapter_of_peft_scores_alike_and_so_does_ours(family, changes, bases, tmp_path):
-    import peft
+    peft = pytest.importorskip("peft")
     import transformers
 
     targets = {"bert": ["query", "value"], "llama": ["q_proj", "down_proj"]}[family]

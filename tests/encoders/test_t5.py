@@ -120,7 +120,7 @@ def tokenizer_directory(tmp_path_factory):
 
 def test_equals_torch(model, long_ids, rows, states):
     """Hidden states agree to 1e-4, gradients to 1e-3 relative, packed or not."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     peer, directory = model
     saved = read_model(directory)
@@ -178,7 +178,7 @@ def test_bfloat16_is_near_even_where_states_are_large(model, rows):
 
 
 def test_torch_reads_what_we_write(model, tokenizer_directory, long_ids, tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import T5EncoderModel
 
     peer, directory = model
@@ -231,7 +231,7 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
     It has mean pooling, a linear map without bias, and vectors of length 1.
     """
     peer = pytest.importorskip("sentence_transformers")
-    import torch
+    torch = pytest.importorskip("torch")
     from sentence_transformers.sentence_transformer import modules
     from transformers import AutoTokenizer, T5EncoderModel
     from transformers import T5Config as PeerConfig

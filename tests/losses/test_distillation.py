@@ -48,6 +48,7 @@ def test_teacher_embeddings(batch, columns, ours, peer, torch_model, peers, equa
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_margin_mse(batch, columns, similarity, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 
     score = scores(columns, batch)

@@ -209,7 +209,7 @@ LAMBDA = Together(
 
 def of_ragged_lists(labels, present):
     """Arguments of a list loss of sentence-transformers."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     targets = [torch.tensor(row[there]) for row, there in zip(labels, present, strict=True)]
     return lambda documents: ([[str(i) for i in range(len(documents))], documents], targets)
@@ -246,7 +246,7 @@ def test_weightings_of_lambda_loss_equal_sentence_transformers(weighting, k, equ
 
 @pytest.mark.parametrize("name, pos_weight", [("MSE", 0), ("BinaryCrossEntropy", 5.0)])
 def test_losses_of_pairs_equal_sentence_transformers(name, pos_weight, equals_peer, peers):
-    import torch
+    torch = pytest.importorskip("torch")
 
     scores, labels, present = some_lists()
     labels = labels / 3.0
@@ -267,7 +267,7 @@ def test_losses_of_pairs_equal_sentence_transformers(name, pos_weight, equals_pe
 
 
 def test_margin_mse_equals_sentence_transformers(equals_peer, peers):
-    import torch
+    torch = pytest.importorskip("torch")
 
     scores, labels, _ = some_lists()
     equals_peer(

@@ -300,7 +300,7 @@ def test_it_equals_sentence_transformers(torch_model, peers, equals_torch, colum
         ),
         (pairwise.cosent, peers.CoSENTLoss, score),
     ):
-        import torch
+        torch = pytest.importorskip("torch")
 
         target = None if label is None else torch.tensor(label[:, 0], dtype=torch.float64)
         reference = peers.MatryoshkaLoss(
@@ -359,7 +359,7 @@ LAYERED = {
 def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, name):
     """Compares value and parameters' gradients, for layers and sizes that we draw."""
     pytest.importorskip("torch")
-    from sentence_transformers import SentenceTransformer
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 
     spec, params, tokenizer, directory = four_layers
     layers = 2 if name == "adaptive" else 1

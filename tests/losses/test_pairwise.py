@@ -44,6 +44,7 @@ def cos(x, y):
 @pytest.mark.parametrize("online", [False, True])
 def test_contrastive(batch, distance, metric, margin, online, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.losses.contrastive import SiameseDistanceMetric
 
     label = labels(batch)

@@ -52,6 +52,7 @@ def test_textbook_values():
     [(2, "euclidean", 0), (7, "manhattan", 1), (7, "cosine", 2), (33, "euclidean", 0)],
 )
 def test_given_triplets(batch, distance, metric_index, torch_model, peers, equals_torch):
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric
 
     metric = getattr(TripletDistanceMetric, ("EUCLIDEAN", "MANHATTAN", "COSINE")[metric_index])
