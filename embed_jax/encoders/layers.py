@@ -109,17 +109,22 @@ def _half_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, 
 def _half_product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     return (
-        _product_in_float32(gradient, _transposed(kernel)).astype(x.dtype),
-        _product_in_float32(_transposed(x), gradient).astype(kernel.dtype),
+        _product_in_float32(gradient, transposed(kernel)).astype(x.dtype),
+        _product_in_float32(transposed(x), gradient).astype(kernel.dtype),
     )
 
 
-def _transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
-    """Returns a transposed copy, row by row in memory.
+def transposed(x: Float[AnyArray, "n m"]) -> Float[Array, "m n"]:
+    """Returns a transposed matrix for a product with sums in float32.
 
-    XLA would multiply by a transposed view instead, which the processor's instructions for bfloat16
-    can't: it would convert it to float32.
+    Of bfloat16 on CPU it is a copy, row by row in memory. XLA would multiply by a transposed view,
+    which the processor's instructions for bfloat16 can't: it would convert it to float32.
+
+    >>> transposed(jnp.ones((2, 3), jnp.bfloat16)).shape
+    (3, 2)
     """
+    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return jnp.asarray(x).T
     return with_layout_constraint(lax.optimization_barrier(x.T), Layout((0, 1)))
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
+from embed_jax.encoders.layers import transposed
 from embed_jax.encoders.mlm import init_head, transform_states
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -275,7 +276,7 @@ def _backward(sentences: int, logs: int, limit: int, residuals: Any, cotangent: 
         d_logits = jnp.where(chosen, d_largest[sentence], 0.0)
         factor = d_logits.astype(x.dtype)
         d_x, d_rows, d_bias = carry
-        d_tile = _product(factor.T, x)
+        d_tile = _product(transposed(factor), x)
         return (
             d_x + _product(factor, tile_of(rows)),
             lax.dynamic_update_slice_in_dim(d_rows, tile_of(d_rows) + d_tile, start, 0),
@@ -317,7 +318,7 @@ def _summed_weights(
     @jax.checkpoint
     def step(carry: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
         tile_rows, tile_bias = part
-        weights = saturate(_product(x, tile_rows.T) + tile_bias, logs)
+        weights = saturate(_product(x, transposed(tile_rows)) + tile_bias, logs)
         return carry, jnp.matmul(members, weights, precision="highest")
 
     parts = (
@@ -332,7 +333,7 @@ def _tile_logits(
     x: Array, rows: Array, bias: Array, start: Int[Array, ""] | int, tile: int
 ) -> Float[Array, "N v"]:
     part, offset = (lax.dynamic_slice_in_dim(array, start, tile) for array in (rows, bias))
-    return _product(x, part.T) + offset
+    return _product(x, transposed(part)) + offset
 
 
 def _product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:
