@@ -4,12 +4,12 @@
 # beside in-batch cross entropy, as in ColBERTv2):
 #   bash scripts/late_interaction_table.sh DATA runs/reranking_table runs/late_interaction_table [scifact] [nfcorpus]
 # Every step is skipped where its result is there, or resumes. Variables: LENGTH, tokens of a document in training; EPOCHS;
-# PYTHON, the interpreter.
+# DTYPE, of the teacher's scores and the searches: bfloat16 is faster on processors with AMX; PYTHON, the interpreter.
 set -euo pipefail
 data=$1 rerankers=$2 out=$3
 shift 3
 sets=("${@:-scifact nfcorpus}")
-python=${PYTHON:-python} length=${LENGTH:-128} epochs=${EPOCHS:-1}
+python=${PYTHON:-python} length=${LENGTH:-128} epochs=${EPOCHS:-1} dtype=${DTYPE:-float32}
 minilm=sentence-transformers/all-MiniLM-L6-v2
 
 train() { # train SET NAME LISTS OPTIONS...
@@ -32,7 +32,7 @@ for name in ${sets[*]}; do
     # 1. The lists of the rerankers, and the scores that the one by LambdaLoss gives them.
     lists=$rerankers/$name/lists.jsonl
     "$python" -m scripts.annotate --data "$lists" --model "$rerankers/$name/lambda/model" --activation identity \
-        --scores "$at/scores.jsonl" --output "$at/annotated.jsonl"
+        --compute-dtype "$dtype" --scores "$at/scores.jsonl" --output "$at/annotated.jsonl"
 
     # 2. Two ColBERTs.
     train "$name" mined "$lists"
@@ -41,5 +41,5 @@ for name in ${sets[*]}; do
     # 3. Searches of the whole corpus by the test queries.
     "$python" -m scripts.evaluate searches --data "$task" --split test --model BM25=bm25 --model MiniLM=$minilm \
         --model "ColBERT=$at/mined/model" --model "ColBERT, distilled=$at/distilled/model" \
-        --metrics ndcg@10,recall@100 --output "$out/$name.json"
+        --metrics ndcg@10,recall@100 --compute-dtype "$dtype" --output "$out/$name.json"
 done
