@@ -20,6 +20,11 @@ train() { # train EXPERIMENT NAME OPTIONS...
         --config.eval.retrieval= --config.eval.test_split= --config.eval.metric= $more
 }
 
+evaluate() { # evaluate NAME MODEL OPTIONS...
+    [ -e "$runs/$1.json" ] || "$python" -m scripts.evaluate run --model "$2" --task retrieval --data "$data" --split test \
+        --output "$runs/$1.json" "${@:3}"
+}
+
 # 1. Hard negatives: abstracts that the embedder finds.
 [ -e "$runs/mined.jsonl" ] || "$python" -m scripts.mine --beir "$data" --split train --strategy dense --model "$embedder" \
     --number 7 --rank-max 50 --sampling random --output "$runs/mined.jsonl"
@@ -47,9 +52,7 @@ train retrieval embedder_distilled --config=configs/retrieval/hard_negatives.py 
     ${STUDENT_OPTIONS:-}
 
 # 6. The embedder before, after mined negatives and after distillation, and the two stages.
-for model in "$embedder" "$runs/embedder_mined/model" "$runs/embedder_distilled/model"; do
-    "$python" -m scripts.evaluate run --model "$model" --task retrieval --data "$data" --split test \
-        --output "$runs/$(basename "$(dirname "$model")").json"
-done
-"$python" -m scripts.evaluate run --model "$embedder" --task retrieval --data "$data" --split test \
-    --rerank "$runs/teacher/model" --depth "${DEPTH:-50}" --output "$runs/two_stages.json"
+evaluate before "$embedder"
+evaluate embedder_mined "$runs/embedder_mined/model"
+evaluate embedder_distilled "$runs/embedder_distilled/model"
+evaluate two_stages "$embedder" --rerank "$runs/teacher/model" --depth "${DEPTH:-50}"

@@ -55,7 +55,7 @@ def read_hub(name: str, split: str = "test") -> SearchTask:
 
     Args:
         name: "NAME[@REVISION]", or the directory of a copy.
-        split: the split of the judgements.
+        split: the split of the judgements, by the data set's own name of it.
     """
     from embed_jax.data.sources.opening import open_raw
 
