@@ -16,7 +16,7 @@ import pytest
 
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.synthesize import AnswerCache
-from scripts import synthesize
+from scripts.synthesize import __main__ as synthesize
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-not-to-be-seen-0123456789"
@@ -533,7 +533,8 @@ def test_what_cannot_be_filtered_is_refused(refused, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"anchor": "a", "positive": "b"}\n{"premise": "a", "hypothesis": "b"}\n')
     good = ("filter", "--pairs", path, "--output", tmp_path / "out.jsonl")
-    assert "--keep-top" in refused(synthesize, *good, "--bm25")
+    assert "--keep-top is missing" in refused(synthesize, *good)
+    assert "--keep-top is missing" in refused(synthesize, *good, "--bm25")
     assert "pairs.jsonl:2: expected a pair with the fields" in refused(
         synthesize, *good, "--bm25", "--keep-top", 1
     )

@@ -1,21 +1,14 @@
-"""Writes queries for passages by a language model; keeps those whose passage a search finds again.
-
-generate asks a server for queries and writes pairs; filter takes pairs of any origin.
-"""
+"""Queries that a language model writes for passages: synthesize generate."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from embed_jax.data.pairs import PAIR_NAMES, kind_of
-from embed_jax.data.sources.files import file_format, iter_json, iter_lines
 from embed_jax.data.synthesize import (
     TASKS,
     AnswerCache,
@@ -28,16 +21,14 @@ from embed_jax.data.synthesize import (
     read_passages,
     synthetic_records,
 )
-from embed_jax.errors import InputError, RunError, exit_with_one_line, require
+from embed_jax.errors import RunError
 from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, ChatEndpoint
 from embed_jax.remote.server import Failed, read_key
 
-from .commands import OneLineParser, load_model, whole_file
+from ..commands import OneLineParser, whole_file
+from .round_trip import open_search, write_kept
 
-if TYPE_CHECKING:
-    from embed_jax.retrieval.round_trip import Search
-
-GENERATE = """Asks a language model for queries that the passages of a corpus answer.
+DESCRIPTION = """Asks a language model for queries that the passages of a corpus answer.
 
 The pairs are in the order of the corpus.
 
@@ -46,7 +37,7 @@ continues where it stopped, and nothing that was answered is asked for again. Pa
 an answer after all tries are listed in pairs.failed.jsonl, and the exit status is 1; the same
 command asks for them again."""
 
-GENERATE_EXAMPLES = """tasks: what is written for a passage
+EXAMPLES = """tasks: what is written for a passage
   query        a query that it answers
   doc2query    a search as people type it, as for doc2query and GPL
   short_long   a search query for a long document
@@ -70,79 +61,9 @@ examples:
       --no-key --llm NAME --concurrency 32 --keep-top 1 --bm25 --output pairs.jsonl
 """
 
-FILTER = """Keeps the pairs whose passage (second text) is among the K best for their query.
 
-Searched are the passages of all pairs and of --corpus. With K = 2 and a corpus of a million
-passages it is E5's consistency filter of weak pairs."""
-
-FILTER_EXAMPLES = """examples:
-  python -m scripts.synthesize filter --pairs weak.jsonl.gz --corpus passages.jsonl --keep-top 2 \\
-      --model runs/first/model --output kept.jsonl
-  python -m scripts.synthesize filter --pairs pairs.tsv --keep-top 10 --bm25 --output kept.jsonl
-"""
-
-
-Item = tuple[Mapping[str, Any], tuple[str, str]]  # a record, and its query and passage
-
-
-def main() -> int:
-    args = parse(sys.argv[1:])
-    return args.run(args)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    layout: dict[str, Any] = {
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-    }
-    parser = OneLineParser(prog="python -m scripts.synthesize", description=__doc__, **layout)
-    commands = parser.add_subparsers(dest="what", required=True)
-    generate = commands.add_parser(
-        "generate",
-        help="write queries for passages",
-        description=GENERATE,
-        epilog=GENERATE_EXAMPLES,
-        **layout,
-    )
-    keep = commands.add_parser(
-        "filter",
-        help="keep pairs that a search finds again",
-        description=FILTER,
-        epilog=FILTER_EXAMPLES,
-        **layout,
-    )
-    add_generate_options(generate)
-    keep.add_argument("--pairs", required=True, type=Path, help="file of pairs, as for training")
-    keep.add_argument("--corpus", type=Path, help="file of extra passages to search")
-    keep.add_argument(
-        "--field",
-        default="text",
-        help="its field with the text; several are joined (default: text)",
-    )
-    for command in (generate, keep):
-        command.add_argument("--output", required=True, type=Path, help="the .jsonl file to write")
-        search = command.add_argument_group("round trip")
-        search.add_argument(
-            "--keep-top", type=int, help="keep a query if its passage is among the N best"
-        )
-        search.add_argument(
-            "--model", help="search with this embedding model: directory or hub name"
-        )
-        search.add_argument("--bm25", action="store_true", help="search by BM25")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    generate.set_defaults(run=run_generate)
-    keep.set_defaults(run=run_filter)
-    args = parser.parse_args(argv)
-    wrong = (check_generate(args) if args.what == "generate" else None) or check_output_and_search(
-        args
-    )
-    if wrong:
-        commands.choices[args.what].error(wrong)
-    args.fields = args.field.split(",")
-    return args
-
-
-def add_generate_options(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], str | None]:
+    """Adds the options of the command, and returns a function that checks them."""
     parser.add_argument(
         "--corpus",
         required=True,
@@ -208,9 +129,10 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--timeout", type=float, default=120, help="seconds for an answer (default: 120)"
     )
+    return check
 
 
-def check_generate(args: argparse.Namespace) -> str | None:
+def check(args: argparse.Namespace) -> str | None:
     """Returns a message about options that cannot be used, or None; sets `settings`."""
     find_template(args.task)
     for name, least in (
@@ -247,25 +169,7 @@ def check_generate(args: argparse.Namespace) -> str | None:
     return None
 
 
-def check_output_and_search(args: argparse.Namespace) -> str | None:
-    if args.output.suffix != ".jsonl" or args.output.is_dir():
-        return (
-            f"--output: expected the name of a file that ends in .jsonl, found {str(args.output)!r}"
-        )
-    if args.output.resolve() in [
-        path.resolve() for path in (args.corpus, getattr(args, "pairs", None)) if path
-    ]:
-        return f"--output: {args.output} is also the input"
-    if args.keep_top is None and (args.model or args.bm25 or args.what == "filter"):
-        return "--keep-top is missing"
-    if args.keep_top is not None and args.keep_top < 1:
-        return f"--keep-top: expected 1 or more, found {args.keep_top}"
-    if args.keep_top is not None and bool(args.model) == args.bm25:
-        return "--keep-top needs one of --model and --bm25"
-    return None
-
-
-def run_generate(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     variable = args.key_variable or KEY_VARIABLES[args.interface]
     otherwise = "--key-variable names another, --no-key goes without"
     key = None if args.no_key or args.dry_run else read_key(variable, otherwise)
@@ -283,7 +187,7 @@ def run_generate(args: argparse.Namespace) -> int:
         print(prompt_for(passages[0], args))
         print(f"\n{len(passages)} passages, {len(missing)} requests to send to {endpoint.url}")
         return 0
-    search = round_trip_search(args)
+    search = open_search(args.model, args.bm25)
     with AnswerCache(beside) as cache:
         failures = answer_missing(passages, keys, endpoint, cache, args)
         records = synthetic_records(passages, keys, cache.answers, provenance(args))
@@ -384,100 +288,3 @@ def report_failures(output: Path, failed: Sequence[tuple[Passage, str]]) -> None
         f"in {listing}, and the "
         "same command asks for them again"
     )
-
-
-def run_filter(args: argparse.Namespace) -> int:
-    corpus = (
-        [passage.text for passage in read_passages(args.corpus, args.fields)] if args.corpus else []
-    )
-    texts = dict.fromkeys(
-        itertools.chain(corpus, (positive.strip() for _, (_, positive) in read_pairs(args.pairs)))
-    )
-    count, outcome = write_kept(
-        args.output, read_pairs(args.pairs), list(texts), args.keep_top, round_trip_search(args)
-    )
-    print(f"{args.output}: {count} pairs, {len(texts)} passages{outcome}")
-    return 0
-
-
-def read_pairs(path: Path) -> Iterator[Item]:
-    """Yields the records of a file of pairs, of JSONL with all fields, and their two texts."""
-    if file_format(path) == ".jsonl":
-        for (_, record), (line, texts) in zip(iter_json(path), iter_lines(path), strict=True):
-            yield record, pair_texts(texts, f"{path}:{line}")
-    else:
-        for line, record in iter_lines(path):
-            yield record, pair_texts(record, f"{path}:{line}")
-
-
-def pair_texts(record: Mapping[str, Any], where: str) -> tuple[str, str]:
-    names = kind_of(record)
-    if names not in PAIR_NAMES:
-        accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
-        raise InputError(
-            f"{where}: expected a pair with the fields {accepted}; found "
-            f"{', '.join(record) or 'no field'}"
-        )
-    return record[names[0]], record[names[1]]
-
-
-def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Search] | None:
-    """Returns a function that makes the search of the options; None without one.
-
-    The model is loaded at once.
-    """
-    if args.bm25:
-        from embed_jax.retrieval.bm25 import bm25_searcher
-
-        require("bm25s")
-        return lambda passages: bm25_searcher(passages).search
-    if not args.model:
-        return None
-    from embed_jax.retrieval.index import dense_searcher
-
-    model = load_model(args.model)
-    queries, documents = (
-        functools.partial(side, show_progress=sys.stderr.isatty())
-        for side in (model.encode_query, model.encode_document)
-    )
-    return lambda passages: (
-        dense_searcher(queries, documents, passages, similarity=model.similarity_fn_name).search
-    )
-
-
-def write_kept(
-    path: Path,
-    items: Iterable[Item],
-    passages: Sequence[str],
-    k: int | None,
-    search: Callable[[Sequence[str]], Search] | None,
-) -> tuple[int, str]:
-    """Writes the records that the round trip leaves.
-
-    Returns:
-        How many records there were, and a text about what became of them.
-    """
-    from embed_jax.retrieval.round_trip import round_trip_filter
-
-    count = written = 0
-
-    def count_items() -> Iterator[Item]:
-        nonlocal count
-        for item in items:
-            count += 1
-            yield item
-
-    with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
-        consistent = (
-            round_trip_filter(count_items(), search(passages), k, passages, lambda item: item[1])
-            if search and k
-            else count_items()
-        )
-        for record, _ in consistent:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            written += 1
-    return count, f", {written} kept, {count - written} dropped" if search else ""
-
-
-if __name__ == "__main__":
-    exit_with_one_line(main)
