@@ -147,14 +147,27 @@ class Report:
         }
 
     def as_markdown(self, command: str, picture: str) -> str:
-        """Returns a page: title, command, table, remarks, picture."""
+        """Returns a page: title, command, table, what its numbers are, remarks, picture."""
         header, rows = self.cells()
         lines = ["| " + " | ".join(cells) + " |" for cells in [header, *rows]]
         lines.insert(1, "|" + "---|" * len(header))
-        spreads = "Mean ± standard deviation over seeds; intervals are 95 %, Student's, over seeds."
-        page = [f"# {self.table.title}", "", f"`{command}`", "", *lines, "", spreads, ""]
-        page += [f"* {remark}" for remark in self.remarks()]
-        return "\n".join([*page, "", f"![{self.table.title}]({picture})", ""])
+        page = [f"# {self.table.title}", "", f"`{command}`", "", *lines, "", self._legend(), ""]
+        if remarks := self.remarks():
+            page += [*(f"* {remark}" for remark in remarks), ""]
+        return "\n".join([*page, f"![{self.table.title}]({picture})", ""])
+
+    def _legend(self) -> str:
+        """Returns sentences about the numbers of the table."""
+        scale = f", x{self.table.scale:g}" if self.table.scale != 1 else ""
+        legend = f"Mean ± standard deviation over seeds{scale}; intervals are 95 %, Student's, over"
+        selecting = dict.fromkeys(run.settings["eval.metric"] for run in self.runs)
+        metric = " or ".join(f"`{name}`" for name in selecting if name)
+        meanings = {
+            "best": f"`best`: the best {metric} of a run's evaluations.",
+            "start": f"`start`: {metric} before the first step.",
+        }
+        used = [meanings[name] for name in self.table.metrics if metric and name in meanings]
+        return " ".join([legend, "seeds.", *used])
 
 
 def _seeds(number: int) -> str:

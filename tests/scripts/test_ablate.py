@@ -457,6 +457,7 @@ def test_the_paper_s_claims_are_judged_by_our_seeds(table, tmp_path):
     page = (tmp_path / "results/README.md").read_text()
     assert page.startswith("# A table for tests\n\n`python -m scripts.ablate ")
     assert "| large | 10.17 ± 0.21 | 90 |" in page and "* more is better: holds" in page
+    assert ", x100; " in page and "`best`: the best `sts/spearman` of a run's evaluations." in page
     assert (tmp_path / "results/table.png").read_bytes().startswith(b"\x89PNG")
     first = (tmp_path / "results/table.json").read_bytes()
     table(f"--results={tmp_path}/results", text=TABLE + claims)
