@@ -148,7 +148,7 @@ def test_a_decoder_s_weights_are_those_of_its_output_layer(tied, tiny_tokenizer,
     assert ("vocabulary" in params) is not tied
     model = SparseEncoder(spec, params, tokenizer, EncodingSettings(similarity="dot"))
     ((_, tokens),) = pack_window(tokenizer.encode(TEXTS[:1]).ids, 0, 64)
-    states = encoder.hidden(params, tokens)[0][: int(np.sum(tokens.pooled))]
+    states = jax.jit(encoder.hidden)(params, tokens)[0][: int(np.sum(tokens.pooled))]
     table = params["backbone"]["embeddings"]["token"] if tied else params["vocabulary"]["lm_head"]
     expected = jnp.log1p(jax.nn.relu(states @ table.T)).max(axis=0)
     np.testing.assert_allclose(model.encode(TEXTS[:1]).toarray()[0], expected, atol=1e-5)

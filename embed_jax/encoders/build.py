@@ -315,7 +315,9 @@ def build_encoder(
         *VOCABULARY_SHARDING,
     )
     return Encoder(
-        init=init,
+        # As one program, from which the compiler drops the forward pass that the module's own
+        # initialisation makes.
+        init=jax.jit(init),
         apply=apply,
         hidden=hidden,
         by_layer=by_layer,

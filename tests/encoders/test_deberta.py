@@ -140,7 +140,8 @@ def test_token_types_equal_torch(ids, make_batch, tmp_path):
     saved = read_model(tmp_path)
     tokens = make_batch([[(0, ids[0])]], len(ids[0]), 1)
     types = np.asarray(tokens.position) > 3
-    result = FAMILY.module(saved.spec.backbone).apply(
+    apply = jax.jit(FAMILY.module(saved.spec.backbone).apply, compiler_options=QUICKLY)
+    result = apply(
         {"params": saved.params["backbone"]}, tokens.replace(segment=types.astype(np.int32))
     )
     with torch.no_grad():

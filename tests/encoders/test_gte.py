@@ -217,9 +217,8 @@ def test_token_types(rows, ids, make_batch, tmp_path):
     saved = read_model(write(tmp_path / "model", fields, tensors))
     tokens = make_batch([[(0, ids[0])]], len(ids[0]), 1)
     types = (np.asarray(tokens.position) > 3).astype(np.int32)
-    result = FAMILY.module(saved.spec.backbone).apply(
-        {"params": saved.params["backbone"]}, tokens.replace(segment=types)
-    )
+    apply = jax.jit(FAMILY.module(saved.spec.backbone).apply, compiler_options=QUICKLY)
+    result = apply({"params": saved.params["backbone"]}, tokens.replace(segment=types))
     peer = {name: torch.tensor(value) for name, value in tensors.items()}
     expected = reference(fields, peer, ids[0], np.minimum(types[0], rows - 1))
     np.testing.assert_allclose(result[0], expected.numpy(), atol=1e-4)
@@ -298,7 +297,8 @@ def test_a_classifier_of_the_pooled_first_token(ids, packed, tiny_tokenizer, tmp
         "cls",
         (Dense(32, 32, activation="tanh"), Dropout(0.2), Dense(32, 3, activation="identity")),
     )
-    result = build_encoder(saved.spec).apply(saved.params, packed)
+    apply = jax.jit(build_encoder(saved.spec).apply, compiler_options=QUICKLY)
+    result = apply(saved.params, packed)
     peer = {name: torch.tensor(value) for name, value in tensors.items()}
     first = np.stack([reference(FIELDS, peer, x)[0].numpy() for x in ids])
     pooled = np.tanh(first @ head["new.pooler.dense.weight"].T + head["new.pooler.dense.bias"])

@@ -135,7 +135,7 @@ def ours(directory, make_batch, prompt_name=None):
     tokens = make_batch(
         [[(i, ids)] for i, ids in enumerate(result.ids)], 64, len(TEXTS), result.skip
     )
-    return np.asarray(build_encoder(saved.spec).apply(saved.params, tokens))
+    return np.asarray(jax.jit(build_encoder(saved.spec).apply)(saved.params, tokens))
 
 
 @pytest.fixture

@@ -211,9 +211,8 @@ def test_token_types_equal_torch(torch_models, ids, make_batch, states):
     saved = read_model(directory)
     tokens = make_batch([[(0, ids[0]), (1, ids[4])]], 16, 2)
     segment = (np.asarray(tokens.position) > 3).astype(np.int32)
-    result = FAMILY.module(saved.spec.backbone).apply(
-        {"params": saved.params["backbone"]}, tokens.replace(segment=segment)
-    )
+    apply = jax.jit(FAMILY.module(saved.spec.backbone).apply, compiler_options=QUICKLY)
+    result = apply({"params": saved.params["backbone"]}, tokens.replace(segment=segment))
     for ours, x in zip(states(result, tokens), (ids[0], ids[4]), strict=True):
         types = torch.arange(len(x))[None] > 3
         with torch.no_grad():

@@ -66,11 +66,12 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
     spec, params = model
     family = lookup("backbone", spec.backbone.family)
     module = family.module(spec.backbone, np.float32)
-    every = module.apply({"params": params["backbone"]}, packed, None, True)
+    apply = jax.jit(module.apply, static_argnums=3)
+    every = apply({"params": params["backbone"]}, packed, None, True)
     for number in (1, 3):
         fewer, fewer_params = keep_first_layers(spec, params, number)
         assert fewer.backbone.num_layers == number
-        result = build_encoder(fewer).hidden(fewer_params, packed)
+        result = jax.jit(build_encoder(fewer).hidden)(fewer_params, packed)
         for ours, expected in zip(
             states(result, packed), states(every[number - 1], packed), strict=True
         ):
@@ -176,13 +177,13 @@ def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
     }
     params = {**model[1], "heads": own}
     encoder = build_encoder(spec)
-    whole = np.asarray(encoder.apply(params, unpacked), np.float64)
+    whole = np.asarray(jax.jit(encoder.apply)(params, unpacked), np.float64)
     made = np.random.default_rng(0).normal(size=(50, encoder.dim))
     small, smaller = add_pca(spec, params, made, 5)
     assert smaller["heads"].keys() == {
         str(n) for n, head in enumerate(small.heads) if isinstance(head, Dense)
     }
-    result = np.asarray(build_encoder(small).apply(smaller, unpacked))
+    result = np.asarray(jax.jit(build_encoder(small).apply)(smaller, unpacked))
     expected = whole @ pca_head(made, 5)[1]["kernel"]
     if heads:
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)

@@ -88,7 +88,7 @@ def test_each_column_goes_through_its_tower(config, sources):
     _, batch = next(iter(run.data.batches(0, run.state)))
     group = jax.tree.map(lambda leaf: leaf[0], batch.encoder_tokens)
     assert [group[name].sentences for name in ("query", "encoder")] == [2, 4]
-    embeddings = run.model.encoder.apply(run.state.encoder, group)
+    embeddings = jax.jit(run.model.encoder.apply)(run.state.encoder, group)
     records = [sources["only"].records[index] for index in batch.record[0]]
     sentence = run.model.sentence.with_params(run.state.encoder)
     expected = np.concatenate(
