@@ -1,5 +1,6 @@
 """Eight CPU devices, no network, no telemetry."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -56,6 +57,9 @@ sys.modules["embed_jax_tests_checker"].check = _check
 jaxtyping.install_import_hook("embed_jax", "embed_jax_tests_checker.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tracing makes many objects of which few are garbage: with Python's own thresholds a twentieth of
+# the time goes into looking for it.
+gc.set_threshold(20_000)
 
 WORDS = """a the of to and in is that it was for on are as with his they at be this from have or by
 one had not but what all were when we there can an your which their said if do will each about how
@@ -120,6 +124,12 @@ def minilm():
     """Returns the name of all-MiniLM-L6-v2, whose weights a package has; skips without it."""
     pytest.importorskip(MINILM_PACKAGE)
     return "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from looking through all modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
