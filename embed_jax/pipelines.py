@@ -32,7 +32,8 @@ from embed_jax.corpus_index import (
 )
 from embed_jax.errors import InputError
 from embed_jax.pair_scores import BoundCrossEncoder, PairScorer, check_ranks
-from embed_jax.retrieval.document_index import IndexDocument, ShowProgress, no_progress
+from embed_jax.retrieval.document_index import IndexDocument
+from embed_jax.retrieval.index_build import ShowProgress, no_progress
 from embed_jax.retrieval.indexes import Index, build_index, index_exists, open_index
 from embed_jax.retrieval.pipeline_spec import PipelineSpec, RetrieverSpec
 from embed_jax.retrieval.search import Pipeline, Retriever, index_retriever

@@ -17,8 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.retrieval.document_index import FORMAT, Changes, IndexDocument
+from embed_jax.retrieval.document_index import Changes, IndexDocument
 from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.index_build import FORMAT
 from embed_jax.retrieval.lance_index import LanceIndex, build_lance_index
 from embed_jax.retrieval.lance_table import lance_exists
 from embed_jax.retrieval.multi_vector import MultiVectorIndex, build_multi_vector

@@ -23,16 +23,16 @@ from jaxtyping import Float
 from embed_jax.atomic import plain_json
 from embed_jax.errors import InputError
 from embed_jax.retrieval.document_chunks import IndexEntry, hash_of
-from embed_jax.retrieval.document_index import (
+from embed_jax.retrieval.document_index import Changes
+from embed_jax.retrieval.filters import Filter, select_documents
+from embed_jax.retrieval.index_build import (
     FORMAT,
-    Changes,
     ShowProgress,
     check_counts,
     check_identity,
     distinct,
     no_progress,
 )
-from embed_jax.retrieval.filters import Filter, select_documents
 from embed_jax.retrieval.index_state import IndexDocument, IndexVectors
 from embed_jax.retrieval.lance_table import (
     BATCH,

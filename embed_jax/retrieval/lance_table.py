@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from embed_jax.errors import InputError, RunError, one_line, require
 from embed_jax.retrieval.document_chunks import IndexEntry
-from embed_jax.retrieval.document_index import ShowProgress
+from embed_jax.retrieval.index_build import ShowProgress
 from embed_jax.snapshots import LOCK, write_lock
 
 TABLE, DESCRIBED = "documents", b"embed-jax"  # the table, and the key of its description

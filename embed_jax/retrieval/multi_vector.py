@@ -32,11 +32,14 @@ from embed_jax.retrieval.document_chunks import (
     read_array,
 )
 from embed_jax.retrieval.document_index import (
-    FORMAT,
     DocumentIndex,
     IndexDocument,
     IndexState,
     IndexVectors,
+)
+from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.index_build import (
+    FORMAT,
     ShowProgress,
     check_build,
     check_counts,
@@ -47,7 +50,6 @@ from embed_jax.retrieval.document_index import (
     no_progress,
     place_chunks,
 )
-from embed_jax.retrieval.filters import Filter
 from embed_jax.retrieval.residual_codec import ResidualCodec, load_codec
 from embed_jax.retrieval.token_documents import Spool, check_tokens, token_entries
 from embed_jax.retrieval.token_lists import CODES, RESIDUALS, write_counts, write_lists

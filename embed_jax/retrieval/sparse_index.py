@@ -17,13 +17,10 @@ from embed_jax.retrieval.document_index import (
     DocumentIndex,
     IndexDocument,
     IndexState,
-    ShowProgress,
     build_documents,
-    check_counts,
-    make_entry,
-    no_progress,
 )
 from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.index_build import ShowProgress, check_counts, make_entry, no_progress
 
 QUERY_BLOCK = 128  # queries whose scores are held at a time
 CHUNK_WEIGHTS = 2**22  # of a chunk, at most, unless a single document has more

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float16
 
 from embed_jax.errors import InputError
 from embed_jax.retrieval.document_chunks import IndexEntry
-from embed_jax.retrieval.document_index import IndexDocument, ShowProgress, make_entry
+from embed_jax.retrieval.document_index import IndexDocument
+from embed_jax.retrieval.index_build import ShowProgress, make_entry
 from embed_jax.retrieval.residual_codec import HELD_OUT, POINTS, ResidualCodec, train_codec
 
 

@@ -31,11 +31,7 @@ from embed_jax.retrieval.document_index import (
     IndexDocument,
     IndexState,
     IndexVectors,
-    ShowProgress,
     build_documents,
-    check_counts,
-    make_entry,
-    no_progress,
 )
 from embed_jax.retrieval.faiss_files import (
     FAISS_FILE,
@@ -46,6 +42,7 @@ from embed_jax.retrieval.faiss_files import (
     write_faiss,
 )
 from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.index_build import ShowProgress, check_counts, make_entry, no_progress
 from embed_jax.snapshots import link_file
 
 CHUNK_ROWS = 2**16  # vectors of a chunk, at most

@@ -31,13 +31,10 @@ from embed_jax.retrieval.document_index import (
     DocumentIndex,
     IndexDocument,
     IndexState,
-    ShowProgress,
     build_documents,
-    check_counts,
-    make_entry,
-    no_progress,
 )
 from embed_jax.retrieval.filters import Filter
+from embed_jax.retrieval.index_build import ShowProgress, check_counts, make_entry, no_progress
 
 CHUNK_WORDS = 2**22  # of a chunk, at most, unless a single document has more
 TEXTS_AT_ONCE = 1024  # whose words are found at a time
