@@ -19,10 +19,12 @@ DESCRIPTION = """Pairs per second that a cross-encoder of random weights scores,
 
 The pairs are generated: a query of 9 words and a passage of 60, by their medians. Training is
 binary cross entropy with AdamW and clipping, tokenising included. With --against the same model
-does the same in sentence-transformers; the two sides take turns, and medians are printed."""
+does the same in sentence-transformers, in bfloat16 by torch.autocast; the two sides take turns, and
+medians are printed."""
 EXAMPLES = """examples:
   python -m scripts.bench pairs --shape minilm-l6
-  python -m scripts.bench pairs --shape minilm-l6 --against sentence-transformers --json"""
+  python -m scripts.bench pairs --shape minilm-l6 --against sentence-transformers --json
+  python -m scripts.bench pairs --dtype bfloat16 --against sentence-transformers"""
 WIDTHS = (12, 12, 24, 8)
 QUERY_WORDS, PASSAGE_WORDS = 9.0, 60.0
 
@@ -30,6 +32,12 @@ QUERY_WORDS, PASSAGE_WORDS = 9.0, 60.0
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shape", default="minilm-l6", help="shape of the model (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="compute dtype of both sides (default: %(default)s)",
     )
     command.add_argument("--against", choices=(PEER,), help="the other side")
     command.add_argument(
@@ -58,15 +66,15 @@ def bench_pairs(args: argparse.Namespace) -> None:
     texts = scored_texts(args.pairs)
     needed = args.steps * args.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        model = make_cross_encoder(args.shape, args.max_length, Path(directory))
+        model = make_cross_encoder(args.shape, args.max_length, Path(directory), args.dtype)
         peer = _peer(Path(directory), args.max_length) if args.against else None
         scored: list[Callable[[], Any]] = [lambda: model.score(*texts)]
         sizes = args.batch_size, args.steps
-        trained = [training_steps(Path(directory), args.max_length, *sizes)]
+        trained = [training_steps(Path(directory), args.max_length, *sizes, args.dtype)]
         if peer:
             pairs = list(zip(*texts, strict=True))
-            scored.append(lambda: peer.predict(pairs))
-            trained.append(_their_steps(peer, *sizes))
+            scored.append(_in_dtype(lambda: peer.predict(pairs), args.dtype))
+            trained.append(_in_dtype(_their_steps(peer, *sizes), args.dtype))
         if not args.json:
             print_row(("pairs/s", "embed-jax", args.against or "", "ratio"), WIDTHS)
         for name, sides, number in (("score", scored, args.pairs), ("train", trained, needed)):
@@ -104,6 +112,13 @@ def make_cross_encoder(
     return model
 
 
+def _in_dtype(function: Callable[[], Any], dtype: str) -> Callable[[], Any]:
+    """Returns a function of the peer that computes in a dtype; see `torch.autocast`."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")(function)
+
+
 def _peer(directory: Path, max_length: int) -> Any:
     from sentence_transformers import CrossEncoder
 
@@ -118,7 +133,7 @@ def _training_pairs(size: int) -> list[dict[str, Any]]:
 
 
 def training_steps(
-    directory: Path, max_length: int, batch_size: int, number: int
+    directory: Path, max_length: int, batch_size: int, number: int, dtype: str = "float32"
 ) -> Callable[[], None]:
     """Returns a function that trains a cross-encoder for some steps.
 
@@ -127,6 +142,7 @@ def training_steps(
         max_length: tokens of a pair.
         batch_size: pairs of a step.
         number: steps of a call.
+        dtype: the compute dtype.
     """
     import jax
 
@@ -142,6 +158,7 @@ def training_steps(
     config = override(
         Experiment(),
         model__name=str(directory / "model"),
+        model__compute_dtype=dtype,
         data__max_length=max_length,
         batch__size=batch_size,
         loss__name="binary_cross_entropy",
