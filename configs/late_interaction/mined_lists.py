@@ -11,7 +11,8 @@ texts.
 Paper: Khattab and Zaharia (2020), "ColBERT", with negatives of the whole batch.
 Expected: no published number.
 Measured: nDCG@10 of SciFact's test claims: BM25 0.666, all-MiniLM-L6-v2 0.645, after one epoch of
-    500 lists 0.664 [0.619, 0.708].
+    500 lists 0.664 [0.619, 0.708], with "info_nce + kl" 0.663; see
+    experiments/results/late_interaction.
 """
 
 from embed_jax.config import Experiment

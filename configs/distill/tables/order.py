@@ -15,7 +15,7 @@ Measured: not yet.
 EXPERIMENT = "distill"
 CONFIG = "configs/distill/contrast.py:small"
 SCALE = 100
-MINUTES = 4
+MINUTES = 10
 IMITATE, CONTRAST = "embedding_cosine(projection=384)", "info_nce()"
 ROWS: dict[str, dict[str, object]] = {
     "contrast": {"loss.name": CONTRAST, "model.teacher": ""},

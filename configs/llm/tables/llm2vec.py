@@ -24,7 +24,7 @@ EXPERIMENT = "llm"
 CONFIG = "configs/llm/llm2vec.py:table"
 SCALE = 100
 SOURCE, CHECKED = "BehnamGhader et al. 2024, table 5, S-LLaMA-1.3B", "text"
-MINUTES = 6
+MINUTES = 14
 VARIANTS = {
     "causal": {"model.attention": "causal"},
     "bidirectional": {"model.attention": "bidirectional"},

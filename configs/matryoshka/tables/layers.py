@@ -17,7 +17,7 @@ Measured: not yet.
 EXPERIMENT = "matryoshka"
 CONFIG = "configs/matryoshka/nli.py:table"
 SCALE = 100
-MINUTES = 3
+MINUTES = 7
 SIZES = {"eval.layers": "6,3,2,1", "eval.dims": "384,128,32"}
 ROWS: dict[str, dict[str, object]] = {
     "plain": {"loss.name": "info_nce"} | SIZES,

@@ -19,7 +19,7 @@ EXPERIMENT = "retrieval"
 CONFIG = "configs/nli/mixture.py:batches"
 SCALE = 100
 SOURCE, CHECKED = "Muennighoff et al. 2025, Table 6", "text"
-MINUTES = 2
+MINUTES = 5
 ROWS = {
     "any data set": {"mixture.batches": "mixed"},
     "same data set": {"mixture.batches": "single"},

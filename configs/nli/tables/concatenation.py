@@ -16,7 +16,7 @@ CONFIG = "configs/nli/sup_simcse_bert_base.py:base"
 FULL = "configs/nli/sbert_bert_base.py"
 SCALE = 100
 SOURCE, CHECKED = "Reimers and Gurevych 2019, Table 6", "text"
-MINUTES, GPU_HOURS = 4, 1
+MINUTES, GPU_HOURS = 10, 1
 PARTS = ("u,v", "|u-v|", "u*v", "|u-v|,u*v", "u,v,u*v", "u,v,|u-v|", "u,v,|u-v|,u*v")
 ROWS = {
     parts.replace(",", " "): {

@@ -16,7 +16,7 @@ CONFIG = "configs/nli/sup_simcse_bert_base.py:base"
 FULL = "configs/nli/sbert_bert_base.py"
 SCALE = 100
 SOURCE, CHECKED = "Reimers and Gurevych 2019, Table 6", "text"
-MINUTES, GPU_HOURS = 2, 0.5
+MINUTES, GPU_HOURS = 5, 0.5
 SOFTMAX = {
     "model.mlp": "",
     "loss.name": "softmax(concatenation='u,v,|u-v|')",

@@ -19,7 +19,7 @@ CONFIG = "configs/nli/sts_regression.py:base"
 FULL = "configs/nli/sts_regression.py"
 SCALE = 100
 SOURCE, CHECKED = "Su 2022, bojone/CoSENT, Chinese STS-B", "repository"
-MINUTES, GPU_HOURS = 3, 0.4
+MINUTES, GPU_HOURS = 7, 0.4
 ROWS = {
     "Sentence-BERT": {"loss.name": "softmax(num_labels=6, concatenation='u,v,|u-v|')"},
     "cosine regression": {"loss.name": "cosine_mse"},

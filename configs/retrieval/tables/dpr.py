@@ -20,7 +20,7 @@ CONFIG = "configs/retrieval/dpr.py:small"
 FULL = "configs/retrieval/dpr.py"
 SCALE = 100
 SOURCE, CHECKED = "Karpukhin et al. 2020, Table 3, top-20", "text"
-MINUTES, GPU_HOURS = 5, 50
+MINUTES, GPU_HOURS = 12, 50
 OWN = {"batch.size": 8, "batch.groups": 1, "loss.name": "own_candidates", "mine.number": 7}
 GOLD = {
     "mine.strategy": "dense",

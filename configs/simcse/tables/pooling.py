@@ -16,7 +16,7 @@ CONFIG = "configs/simcse/unsup_bert_base.py:table"
 FULL = "configs/simcse/unsup_bert_base.py"
 SCALE = 100
 SOURCE, CHECKED = "Gao et al. 2021, Table 6", "text"
-MINUTES, GPU_HOURS = 2, 0.8
+MINUTES, GPU_HOURS = 5, 0.8
 ROWS = {
     "[CLS] with MLP": {"model.mlp": "kept"},
     "[CLS] with MLP in training only": {"model.mlp": "training"},
