@@ -13,7 +13,8 @@ Paper: Formal et al. (2021), "SPLADE v2: Sparse Lexical and Expansion Model for 
     Retrieval".
 Expected: MRR@10 34.0 on MS MARCO's development set, nDCG@10 46.4 over 13 BEIR sets
     (sentence-transformers' documentation).
-Measured: not yet.
+Measured: SciFact's test claims after 150 batches from all-MiniLM-L6-v2 with a head trained here,
+    nDCG@10 0.499 [0.455, 0.545], BM25 0.666; see experiments/results/sparse.
 """
 
 from embed_jax.config import Experiment
