@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "pipelines"
 
 def test_the_files_have_each_search_with_and_without_a_reranker():
     specs = [read_pipeline(path) for path in sorted(CONFIGS.glob("*.yaml"))]
-    assert len(specs) == len({spec.name for spec in specs}) == 16
+    assert len(specs) == len({spec.name for spec in specs}) == 20
     kinds = {tuple(each.kind for each in spec.retrievers.values()) for spec in specs}
     for kind in kinds:
         several = [

@@ -135,7 +135,7 @@ def test_a_model_without_finite_embeddings_is_refused(
     refused, tiny_model, sts, tmp_path, monkeypatch
 ):
     broken = types.SimpleNamespace(encode=lambda texts, **options: np.full((len(texts), 8), np.nan))
-    monkeypatch.setattr("embed_jax.load", lambda name: broken)
+    monkeypatch.setattr("embed_jax.load", lambda name, **options: broken)
     err = refused(
         geometry, "--model", tiny_model, "--data", sts, "--output", tmp_path / "geometry.json"
     )

@@ -151,7 +151,8 @@ def test_a_cross_encoder_scores_lists_and_decides(run, files, tmp_path, monkeypa
             return np.array([-len(passage) for passage in passages], np.float32)
 
     monkeypatch.setattr(
-        "embed_jax.cross_encoder.load_cross_encoder", lambda name: {"stub": Stub()}[name]
+        "embed_jax.cross_encoder.load_cross_encoder",
+        lambda name, compute_dtype: {("stub", "float32"): Stub()}[name, compute_dtype],
     )
     output = tmp_path / "lists.jsonl"
     choice = (

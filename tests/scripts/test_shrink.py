@@ -126,7 +126,7 @@ def test_embeddings_that_are_not_finite_leave_nothing(
     monkeypatch.setattr(
         broken, "encode", lambda texts: np.full((len(texts), 32), np.nan, np.float32)
     )
-    monkeypatch.setattr("embed_jax.load", lambda name: broken)
+    monkeypatch.setattr("embed_jax.load", lambda name, **options: broken)
     err = refused(
         shrink, "--model", tiny_model, "--dim", 8, "--texts", texts, "--output", tmp_path / "small"
     )
