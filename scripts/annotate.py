@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.remote.rerank import RERANK_FORMS
 
-from .commands import Parser, whole_file
+from .commands import (
+    Parser,
+    add_compute_dtype,
+    add_server_options,
+    whole_file,
+    wrong_server_option,
+)
 
 if TYPE_CHECKING:
     from embed_jax.retrieval.annotate import BlockScorer, PassageList
@@ -118,9 +124,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     teacher.add_argument(
         "--max-length", type=int, help="cut texts at this many tokens (default: the model's limit)"
     )
-    teacher.add_argument(
-        "--compute-dtype", choices=("float32", "bfloat16"), help="default: float32"
-    )
+    add_compute_dtype(teacher, default=None)
     teacher.add_argument(
         "--activation",
         choices=("identity", "sigmoid"),
@@ -143,22 +147,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="JSON",
         help='extra JSON fields of a request, such as {"raw_scores": true} of tei',
     )
-    server.add_argument("--key-variable", metavar="NAME", help="environment variable with the key")
-    server.add_argument("--no-key", action="store_true", help="send no key, as to a local server")
     server.add_argument(
         "--batch-size", type=int, default=0, help="documents in a request (default: the most)"
     )
-    server.add_argument("--concurrency", type=int, default=4, help="parallel requests (default: 4)")
-    server.add_argument("--requests-per-minute", type=float, default=0, help="default: no limit")
-    server.add_argument(
-        "--retries", type=int, default=5, help="tries after the first one (default: 5)"
-    )
-    server.add_argument(
-        "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
-    )
-    server.add_argument(
-        "--timeout", type=float, default=120, help="seconds for an answer (default: 120)"
-    )
+    add_server_options(server)
     args = parser.parse_args(argv)
     wrong = wrong_option(args)
     if wrong:
@@ -186,27 +178,29 @@ def wrong_option(args: argparse.Namespace) -> str | None:
         return "--beir and --run go together"
     if not args.beir and (args.depth or args.with_relevant):
         return "--depth and --with-relevant go with --run"
-    for name, least in (("depth", 0), ("block", 1), ("batch_size", 0), ("concurrency", 1)):
+    for name, least in (("depth", 0), ("block", 1), ("batch_size", 0)):
         if getattr(args, name) < least:
             return (
                 f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
             )
-    for name in ("retries", "requests_per_minute", "first_wait"):
-        if not 0 <= getattr(args, name) < math.inf:
-            return (
-                f"--{name.replace('_', '-')}: expected a number from 0 up, found "
-                f"{getattr(args, name)}"
-            )
-    if not 0 < args.timeout < 1e6:
-        return f"--timeout: expected seconds above 0, found {args.timeout}"
+    if args.retries < 0:
+        return f"--retries: expected a number from 0 up, found {args.retries}"
     if args.min_margin is not None and not math.isfinite(args.min_margin):
         return f"--min-margin: expected a finite number, found {args.min_margin}"
     refused, side = (LOCAL_OPTIONS, "not with") if args.interface else (REMOTE_OPTIONS, "goes with")
     for name in refused:
         if getattr(args, name):
             return f"--{name.replace('_', '-')}: {side} --interface"
-    if args.no_key and args.key_variable:
-        return "--no-key and --key-variable exclude each other"
+    wrong = wrong_server_option(
+        concurrency=args.concurrency,
+        requests_per_minute=args.requests_per_minute,
+        first_wait=args.first_wait,
+        timeout=args.timeout,
+        no_key=args.no_key,
+        key_variable=args.key_variable,
+    )
+    if wrong:
+        return wrong
     try:
         settings = json.loads(args.settings or "{}")
     except ValueError:

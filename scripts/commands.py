@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -158,15 +159,55 @@ def named(options: Sequence[str], option: str) -> dict[str, str]:
     return values
 
 
-def add_compute_dtype(parser: argparse._ActionsContainer) -> None:
-    """Adds the option --compute-dtype."""
+def add_compute_dtype(parser: argparse._ActionsContainer, default: str | None = "float32") -> None:
+    """Adds the option --compute-dtype; a default of None tells float32 from none given."""
     parser.add_argument(
         "--compute-dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
+        default=default,
         help="of the model's layers: bfloat16 is faster on accelerators and on processors with "
-        "AMX (default: %(default)s)",
+        "AMX (default: float32)",
     )
+
+
+def add_server_options(parser: argparse._ActionsContainer) -> None:
+    """Adds the options of requests to a server: its key, pace, and tries."""
+    parser.add_argument("--key-variable", metavar="NAME", help="environment variable with the key")
+    parser.add_argument("--no-key", action="store_true", help="send no key, as to a local server")
+    parser.add_argument("--concurrency", type=int, default=4, help="parallel requests (default: 4)")
+    parser.add_argument("--requests-per-minute", type=float, default=0, help="default: no limit")
+    parser.add_argument(
+        "--retries", type=int, default=5, help="tries after the first one (default: 5)"
+    )
+    parser.add_argument(
+        "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="seconds for an answer (default: 120)"
+    )
+
+
+def wrong_server_option(
+    *,
+    concurrency: int,
+    requests_per_minute: float,
+    first_wait: float,
+    timeout: float,
+    no_key: bool,
+    key_variable: str | None,
+) -> str | None:
+    """Returns a message about options of `add_server_options` that cannot be used, or None."""
+    if concurrency < 1:
+        return f"--concurrency: expected 1 or more, found {concurrency}"
+    numbers = {"--requests-per-minute": requests_per_minute, "--first-wait": first_wait}
+    for option, value in numbers.items():
+        if not 0 <= value < math.inf:
+            return f"{option}: expected a number from 0 up, found {value}"
+    if not 0 < timeout < 1e6:
+        return f"--timeout: expected seconds above 0, found {timeout}"
+    if no_key and key_variable:
+        return "--no-key and --key-variable exclude each other"
+    return None
 
 
 def load_model(name: str, compute_dtype: str = "float32") -> Any:

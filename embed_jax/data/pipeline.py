@@ -117,17 +117,18 @@ def make_batch_maker(
             "'encoder')"
         )
     num_columns = max(count_columns(source) for source in sources) + in_batch_negatives
-    widest = max(_most_scores(source) for source in sources)
+    most = [_most_scores(source) for source in sources]
+    widest = max(most)
     checked = [
         dataclasses.replace(
             source,
             fields=dataclasses.replace(
                 source.fields,
-                score=_check_scores(source),
+                score=_check_scores(source, scores),
                 keys=_check_keys(source),
             ),
         )
-        for source in sources
+        for source, scores in zip(sources, most, strict=True)
     ]
     maker = BatchMaker(
         sources=checked,
@@ -254,12 +255,12 @@ def _most_scores(source: RecordSource) -> int:
     )
 
 
-def _check_scores(source: RecordSource) -> Callable[[Record], Sequence[float]] | None:
+def _check_scores(source: RecordSource, most: int) -> Callable[[Record], Sequence[float]] | None:
     """Wraps the scores so that they refuse a record with too few or too many.
 
     Lists may have fewer candidates than others; each of them has a score.
     """
-    score, columns, most = source.fields.score, source.fields.columns, _most_scores(source)
+    score, columns = source.fields.score, source.fields.columns
     if score is None:
         return None
 

@@ -89,12 +89,16 @@ def matrix_product(
     >>> matrix_product(jnp.ones((1, 300), jnp.bfloat16), jnp.ones((300, 2), jnp.bfloat16)).tolist()
     [[300.0, 300.0]]
     """
-    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    if not _is_half_on_cpu(x):
         return jnp.matmul(x, kernel)
     # A kernel that is the same on all devices gets its gradient's sum over them where it is made to
     # vary like x: by adding a zero that does.
     zero = jnp.where(False, lax.stop_gradient(x[0, 0]), 0)
     return _half_product(x, kernel + zero)
+
+
+def _is_half_on_cpu(x: Float[AnyArray, "n m"]) -> bool:
+    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
 
 
 @jax.custom_vjp
@@ -123,7 +127,7 @@ def transposed(x: Float[AnyArray, "n m"]) -> Float[Array, "m n"]:
     >>> transposed(jnp.ones((2, 3), jnp.bfloat16)).shape
     (3, 2)
     """
-    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    if not _is_half_on_cpu(x):
         return jnp.asarray(x).T
     return with_layout_constraint(lax.optimization_barrier(x.T), Layout((0, 1)))
 

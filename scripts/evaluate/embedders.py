@@ -205,11 +205,12 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
     from embed_jax.export.onnx_run import encode_onnx
     from embed_jax.prompts import resolve_prompt
 
-    for option in options.chosen().keys() & {"dim", "layers", "compute_dtype"}:
-        raise InputError(
-            f"{path}: --{option.replace('_', '-')} is not for a file, which gives what it was "
-            "exported with"
-        )
+    for option in options.chosen():
+        if option in ("dim", "layers", "compute_dtype"):
+            raise InputError(
+                f"{path}: --{option.replace('_', '-')} is not for a file, which gives what it was "
+                "exported with"
+            )
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = load_model(str(path.parent.parent))

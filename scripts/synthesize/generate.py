@@ -25,7 +25,7 @@ from embed_jax.errors import RunError
 from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, ChatEndpoint
 from embed_jax.remote.server import Failed, read_key
 
-from ..commands import OneLineParser, whole_file
+from ..commands import OneLineParser, add_server_options, whole_file, wrong_server_option
 from .round_trip import open_search, write_kept
 
 DESCRIPTION = """Asks a language model for queries that the passages of a corpus answer.
@@ -110,24 +110,12 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], str |
     server.add_argument(
         "--llm", required=True, metavar="NAME", help="the language model's name there"
     )
-    server.add_argument("--key-variable", metavar="NAME", help="environment variable with the key")
-    server.add_argument("--no-key", action="store_true", help="send no key, as to a local server")
-    server.add_argument("--concurrency", type=int, default=4, help="parallel requests (default: 4)")
-    server.add_argument("--requests-per-minute", type=float, default=0, help="default: no limit")
-    server.add_argument(
-        "--retries", type=int, default=5, help="tries after the first one (default: 5)"
-    )
-    server.add_argument(
-        "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
-    )
+    add_server_options(server)
     server.add_argument(
         "--patience",
         type=float,
         default=600,
         help="longest wait a server may ask for (default: 600)",
-    )
-    server.add_argument(
-        "--timeout", type=float, default=120, help="seconds for an answer (default: 120)"
     )
     return check
 
@@ -138,23 +126,28 @@ def check(args: argparse.Namespace) -> str | None:
     for name, least in (
         ("queries_per_passage", 1),
         ("max_tokens", 1),
-        ("concurrency", 1),
         ("retries", 0),
     ):
         if getattr(args, name) < least:
             return (
                 f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
             )
-    for name in ("temperature", "requests_per_minute", "first_wait", "patience"):
+    for name in ("temperature", "patience"):
         if not 0 <= getattr(args, name) < float("inf"):
             return (
                 f"--{name.replace('_', '-')}: expected a number from 0 up, found "
                 f"{getattr(args, name)}"
             )
-    if not 0 < args.timeout < 1e6:
-        return f"--timeout: expected seconds above 0, found {args.timeout}"
-    if args.no_key and args.key_variable:
-        return "--no-key and --key-variable exclude each other"
+    wrong = wrong_server_option(
+        concurrency=args.concurrency,
+        requests_per_minute=args.requests_per_minute,
+        first_wait=args.first_wait,
+        timeout=args.timeout,
+        no_key=args.no_key,
+        key_variable=args.key_variable,
+    )
+    if wrong:
+        return wrong
     try:
         extra = json.loads(args.settings)
     except ValueError:
