@@ -61,6 +61,13 @@ class Model:
         choices=("max", "sum"),
         unset="the model's own kind",
     )
+    start_words: int = option(
+        0,
+        "`sparse`: change the head's bias so that a text of the corpus, or else a positive, has "
+        "about this many weights before the first step (for experiments.sparse).",
+        at_least=0,
+        unset="the head as it is",
+    )
     heads: str = option(
         "",
         'Heads beside the dense one on the same encoder, with a comma between: "sparse", '

@@ -23,6 +23,7 @@ from embed_jax.encode_options import SPARSE_OPTIONS, EncodeOptions, refuse_unkno
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import EncoderSpec
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.inference import default_batch_tokens
 from embed_jax.parallel.mesh import gather_params
@@ -31,6 +32,7 @@ from embed_jax.sentence import SentenceEncoder
 from embed_jax.text_model import TextModel, model_of
 from embed_jax.types import Params, SparseRows
 
+RAISED = 64.0  # added to logits of which even those below 0 are to be seen
 OUTPUT = 2**26  # numbers of a batch's embeddings before the zeros are left out: 256 MiB
 
 
@@ -277,6 +279,40 @@ def idf_weights(tokenizer: Tokenizer, texts: Sequence[str]) -> Float[np.ndarray,
     weights = np.log1p((len(texts) - counts + 0.5) / (counts + 0.5))
     weights[[number for number in tokenizer.hf.all_special_ids if number < len(weights)]] = 0.0
     return weights.astype(np.float32)[:, None]
+
+
+def bias_change(model: SparseEncoder, texts: Sequence[str], words: int) -> float:
+    """Computes what to add to a head's bias so that a text has `words` weights on average.
+
+    The loss of a masked language model doesn't depend on a number added to all logits; the relu of
+    SPLADE does. A word has a weight if the largest logit of the text's tokens is above 0, so the
+    change is the negative of the N * `words`-th largest of these logits of all N texts.
+
+    Args:
+        model: with a head that has a bias.
+        texts: N of them.
+        words: at most about half of the vocabulary.
+
+    Raises:
+        InputError: for a head without a bias, or more words than the vocabulary's half.
+    """
+    if VOCABULARY not in model.params or "bias" not in model.params[VOCABULARY]:
+        raise InputError("the model's head over the vocabulary has no bias")
+    if not 0 < words <= model.dim // 2:
+        raise InputError(f"expected 1 to {model.dim // 2} words of {model.dim}, found {words}")
+    head = model.params[VOCABULARY]
+    params = {**model.params, VOCABULARY: {**head, "bias": head["bias"] + RAISED}}
+    spec = dataclasses.replace(model.spec, vocabulary=Splade())
+    weights = SparseEncoder(spec, params, model.tokenizer, model.settings).encode(texts, prompt="")
+    count = words * len(texts)
+    if weights.nnz <= count:
+        raise InputError(
+            f"expected fewer words: {weights.nnz // len(texts)} of a text can have a weight, found "
+            f"{words}"
+        )
+    logits = np.expm1(weights.data) - RAISED
+    around = np.partition(logits, (-count - 1, -count))[[-count - 1, -count]]
+    return float(-around.mean())
 
 
 def encoder_class(spec: EncoderSpec) -> type[SentenceEncoder] | type[SparseEncoder]:

@@ -12,20 +12,23 @@ model, and what such a search costs: `sparse.json` in the work directory.
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment
-from embed_jax.data.pairs import SearchTask
+from embed_jax.data.pairs import SearchTask, sampled_records
+from embed_jax.data.record_source import RecordSource
+from embed_jax.encoders.vocabulary import VOCABULARY
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.search import evaluate_search
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.sparse import sparse_top_k
 from embed_jax.retrieval.topk import as_run
-from embed_jax.routed import AnyEncoder, load_routed
+from embed_jax.routed import AnyEncoder, RoutedEncoder, load_routed
 from embed_jax.runtime import is_first_host, say
-from embed_jax.sparse import idf_weights, sparse_statistics
+from embed_jax.sparse import SparseEncoder, bias_change, idf_weights, sparse_statistics
 from embed_jax.train import loop
 from embed_jax.train.evaluation import search_evaluators
 from embed_jax.train.fit import fit
@@ -38,6 +41,7 @@ from .cross_encoder import mine_negatives, with_scores
 from .retrieval import open_pairs, read_corpus_texts
 
 DEPTH = 100  # documents of a query
+SAMPLE = 128  # texts that `config.model.start_words` is counted on
 
 
 def run(config: Experiment, workdir: Path) -> loop.Result:
@@ -54,19 +58,13 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
         evaluators |= search_evaluators(config, tasks["validation"])
 
     # Training.
-    model = None
-    if config.model.query == TABLE:
-        texts = read_corpus_texts(config) or [
-            text for task in tasks.values() for text in task[0].values()
-        ]
-        model = start_from_idf(initial_model(config), texts)
     result = fit(
         config,
         workdir,
         sources={ONLY: source},
         evaluators=evaluators,
         validation=[] if "scores" in loss.about.needs else validation,
-        model=model,
+        model=model_by_texts(config, source, tasks),
     )
 
     # Afterwards, once, on test: BM25, and the model with its costs.
@@ -77,6 +75,46 @@ def run(config: Experiment, workdir: Path) -> loop.Result:
         if is_first_host():
             write_whole(workdir / "sparse.json", json.dumps(report, indent=1) + "\n")
     return result
+
+
+def model_by_texts(
+    config: Experiment, source: RecordSource, tasks: Mapping[str, SearchTask]
+) -> TrainingModel | None:
+    """Returns the model before its first step, or None where it does not depend on texts."""
+    if config.model.query != TABLE and not config.model.start_words:
+        return None
+    model, corpus = initial_model(config), read_corpus_texts(config)
+    if config.model.start_words:
+        records = sampled_records(source.records)
+        texts = corpus or [str(source.texts(row, record)[1]) for row, record in records]
+        model = start_with_words(model, texts, config.model.start_words)
+    if config.model.query == TABLE:
+        texts = corpus or [text for task in tasks.values() for text in task[0].values()]
+        model = start_from_idf(model, texts)
+    return model
+
+
+def start_with_words(model: TrainingModel, texts: Sequence[str], words: int) -> TrainingModel:
+    """Changes the bias of the documents' head so that a text has this number of weights.
+
+    Raises:
+        InputError: for a head without a bias, or a dense model.
+    """
+    sentence, params = model.sentence, model.params
+    if isinstance(sentence, RoutedEncoder):
+        sentence, params = sentence.encoder("document"), params["document"]
+    if not isinstance(sentence, SparseEncoder):
+        raise InputError(
+            "config.model.start_words: for sparse models only: set config.model.sparse"
+        )
+    try:
+        change = bias_change(sentence, texts[:: -(-len(texts) // SAMPLE)], words)
+    except InputError as error:
+        raise InputError(f"config.model.start_words: {error}") from None
+    say(f"sparse: {change:+.2f} to the head's bias, for {words} weights of a text")
+    head = params[VOCABULARY]
+    head["bias"] = head["bias"] + change
+    return model
 
 
 def start_from_idf(model: TrainingModel, texts: list[str]) -> TrainingModel:

@@ -15,12 +15,12 @@ from embed_jax.data.window import pack_window
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, random_spec
-from embed_jax.encoders.vocabulary import Splade
+from embed_jax.encoders.vocabulary import VOCABULARY, Splade
 from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import load_sentence_encoder
-from embed_jax.sparse import SparseEncoder, sparse_statistics, to_csr
+from embed_jax.sparse import SparseEncoder, bias_change, sparse_statistics, to_csr
 
 torch = pytest.importorskip("torch")
 peers = pytest.importorskip("sentence_transformers")
@@ -224,6 +224,19 @@ def test_statistics_count_words_and_what_texts_share(layouts):
     assert statistics.active_queries == 7
     assert statistics.active_documents == pytest.approx(active[1].sum(axis=1).mean())
     assert statistics.flops == pytest.approx(shared)
+
+
+@pytest.mark.parametrize("name", ["splade", "sum"])
+@pytest.mark.parametrize("words", [1, 5])
+def test_a_change_of_the_bias_sets_the_words_of_a_text(name, words, layouts):
+    model = embed_jax.load(layouts / name)
+    change = bias_change(model, TEXTS, words)
+    head = model.params[VOCABULARY]
+    params = {**model.params, VOCABULARY: {**head, "bias": head["bias"] + change}}
+    assert model.encode(TEXTS, prompt="").nnz != words * len(TEXTS)
+    assert model.encode(TEXTS, prompt="", params=params).nnz == words * len(TEXTS)
+    with pytest.raises(InputError, match=r"expected 1 to \d+ words of \d+, found 0"):
+        bias_change(model, TEXTS, 0)
 
 
 def test_texts_without_words_are_rows_of_zeros(layouts):

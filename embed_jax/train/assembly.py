@@ -114,6 +114,11 @@ def assemble(
     # The model and where it runs.
     mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
+    if model is None and config.model.start_words:
+        raise InputError(
+            "config.model.start_words: for experiments.sparse only, found "
+            f"{config.model.start_words}"
+        )
     model = model or initial_model(config, mesh=mesh)
 
     # What is minimised, and on which batches.

@@ -28,7 +28,7 @@ from embed_jax.train.prompts import settle_prompts
 from embed_jax.types import Params
 
 KNOWN = ("sparse", "multi_vector")
-UNUSED = ("query", "sparse", "mlp", "same_mask_columns", "guide", "teacher")
+UNUSED = ("query", "sparse", "start_words", "mlp", "same_mask_columns", "guide", "teacher")
 
 
 def head_names(config: Experiment) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ EMBEDDER_FIELDS = (
     "model.layers",
     "model.pooling",
     "model.sparse",
+    "model.start_words",
     "model.mlp",
     "model.token_head",
     "model.guide",

@@ -27,6 +27,7 @@ def test_from_pairs_to_a_table_of_queries_and_a_report(
         Experiment(),
         model__name=str(tiny_model),
         model__sparse="max",
+        model__start_words=3,
         model__query="token_weights",
         data__train=str(data),
         data__max_length=24,
@@ -49,6 +50,7 @@ def test_from_pairs_to_a_table_of_queries_and_a_report(
         values = [entry[name] for entry in logged if name in entry]
         assert values and np.isfinite(values).all(), name
     printed, report = capsys.readouterr().out, json.loads((workdir / "sparse.json").read_text())
+    assert "to the head's bias, for 3 weights of a text" in printed
     assert "has no masked language model's head" in printed and "sparse: ndcg@10" in printed
     # The holdout's texts: a query's words stand in its document.
     assert 0.3 < report["bm25"]["ndcg@10"] <= 1 == report["bm25"]["recall@100"]
