@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .measure import alternate, count, make_texts, make_tokenizer, print_json, print_row, result
+from .peers import peer_autocast
 
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
@@ -73,8 +74,8 @@ def bench_pairs(args: argparse.Namespace) -> None:
         trained = [training_steps(Path(directory), args.max_length, *sizes, args.dtype)]
         if peer:
             pairs = list(zip(*texts, strict=True))
-            scored.append(_in_dtype(lambda: peer.predict(pairs), args.dtype))
-            trained.append(_in_dtype(_their_steps(peer, *sizes), args.dtype))
+            scored.append(peer_autocast("cpu", args.dtype)(lambda: peer.predict(pairs)))
+            trained.append(_their_steps(peer, *sizes, args.dtype))
         if not args.json:
             print_row(("pairs/s", "embed-jax", args.against or "", "ratio"), WIDTHS)
         for name, sides, number in (("score", scored, args.pairs), ("train", trained, needed)):
@@ -110,13 +111,6 @@ def make_cross_encoder(
     model = CrossEncoder(spec, params, tokenizer, compute_dtype=dtype)
     model.save(directory / "model")
     return model
-
-
-def _in_dtype(function: Callable[[], Any], dtype: str) -> Callable[[], Any]:
-    """Returns a function of the peer that computes in a dtype; see `torch.autocast`."""
-    import torch
-
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")(function)
 
 
 def _peer(directory: Path, max_length: int) -> Any:
@@ -188,7 +182,7 @@ def training_steps(
     return steps
 
 
-def _their_steps(peer: Any, batch_size: int, number: int) -> Callable[[], None]:
+def _their_steps(peer: Any, batch_size: int, number: int, dtype: str) -> Callable[[], None]:
     """Returns the same steps in sentence-transformers: BinaryCrossEntropyLoss, clipping, AdamW."""
     import torch
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -202,7 +196,8 @@ def _their_steps(peer: Any, batch_size: int, number: int) -> Callable[[], None]:
         for start in range(0, len(records), batch_size):
             batch = records[start : start + batch_size]
             columns = [[record[name] for record in batch] for name in ("sentence1", "sentence2")]
-            value = loss(columns, torch.tensor([record["score"] for record in batch]))
+            with peer_autocast("cpu", dtype):
+                value = loss(columns, torch.tensor([record["score"] for record in batch]))
             value.backward()
             torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
             optimizer.step()

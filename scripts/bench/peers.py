@@ -31,6 +31,20 @@ PEERS = {
 }
 
 
+def peer_autocast(device: str, dtype: str) -> Any:
+    """Returns the context in which torch computes a forward pass in a dtype, as trainers do.
+
+    The backward pass stays outside, and computes each operation in the dtype of its forward pass.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16".
+    """
+    import torch
+
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 @contextlib.contextmanager
 def start_peers(
     model: SentenceEncoder,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .measure import alternate, count, count_or_none, share_device
+from .peers import peer_autocast
 from .speed import (
     RANDOM_LENGTH,
     add_model_options,
@@ -297,9 +298,6 @@ def their_steps(
     loss = MultipleNegativesRankingLoss(other)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)
     device = other.device
-    autocast = functools.partial(
-        torch.autocast, device.type, torch.bfloat16, enabled=dtype == "bfloat16"
-    )
 
     def steps() -> None:
         for batch in batches:
@@ -312,7 +310,7 @@ def their_steps(
                 }
                 for column in columns
             ]
-            with autocast():
+            with peer_autocast(device.type, dtype):
                 value = loss(columns, None)
             value.backward()
             torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
