@@ -32,7 +32,12 @@ from embed_jax.encoders.write_classifier import write_classifier, write_classifi
 from embed_jax.errors import InputError, warn
 from embed_jax.pair_scores import ACTIVATIONS, best_first, check_pairs, check_top_k
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
+from embed_jax.parallel.inference import (
+    PicklesByParts,
+    default_batch_tokens,
+    progress_bar,
+    run_batches,
+)
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
 from embed_jax.pretrained import check_length, fit_tokenizer, load_from_run
 from embed_jax.registry import unknown
@@ -152,6 +157,7 @@ class CrossEncoder(PicklesByParts):
         passages: Sequence[str],
         *,
         batch_tokens: int = 0,
+        show_progress: bool = False,
         params: Params | None = None,
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
         """Computes the score of each query with the passage at the same place, float32.
@@ -159,9 +165,14 @@ class CrossEncoder(PicklesByParts):
         This is sentence-transformers' `predict`. The result is one number a pair for a model with
         one label, else one for each label. See `logits` for arguments and errors.
         """
-        scores = ACTIVATIONS[self.activation](
-            self.logits(queries, passages, batch_tokens=batch_tokens, params=params)
+        logits = self.logits(
+            queries,
+            passages,
+            batch_tokens=batch_tokens,
+            show_progress=show_progress,
+            params=params,
         )
+        scores = ACTIVATIONS[self.activation](logits)
         return scores[:, 0] if self.num_labels == 1 else scores
 
     def rank(
@@ -208,6 +219,7 @@ class CrossEncoder(PicklesByParts):
         passages: Sequence[str],
         *,
         batch_tokens: int = 0,
+        show_progress: bool = False,
         params: Params | None = None,
     ) -> Float[np.ndarray, "N L"]:
         """Computes the logits of each query with the passage at the same place, float32.
@@ -218,6 +230,7 @@ class CrossEncoder(PicklesByParts):
             queries: N strings.
             passages: N strings.
             batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
+            show_progress: a progress bar over pairs.
             params: other parameters of the same model, as while training.
 
         Raises:
@@ -229,13 +242,15 @@ class CrossEncoder(PicklesByParts):
         params = self.params if params is None else gather_params(params, self._mesh)
         batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
         logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0
-        for start in range(0, len(queries), WINDOW):
-            window = slice(start, start + WINDOW)
-            pairs = self.tokenize(queries[window], passages[window])
-            truncated += pairs.truncated
-            batches = pack_window(pairs.ids, 0, batch_tokens, pairs.segments)
-            for number, block_logits in run_batches(self._encode, params, batches, self._mesh):
-                logits[start + number] = block_logits
+        with progress_bar(show_progress, len(queries), "pair") as advance:
+            for start in range(0, len(queries), WINDOW):
+                window = slice(start, start + WINDOW)
+                pairs = self.tokenize(queries[window], passages[window])
+                truncated += pairs.truncated
+                batches = pack_window(pairs.ids, 0, batch_tokens, pairs.segments)
+                for number, block_logits in run_batches(self._encode, params, batches, self._mesh):
+                    logits[start + number] = block_logits
+                    advance(len(number))
         if truncated:
             warn(
                 f"{truncated} of {len(queries)} pairs were cut at the model's limit of "

@@ -35,6 +35,7 @@ class PairModel(Protocol):
         passages: Sequence[str],
         *,
         batch_tokens: int = 0,
+        show_progress: bool = False,
         params: Params | None = None,
     ) -> Float[np.ndarray, "N L"]: ...
 
@@ -47,11 +48,13 @@ class BoundCrossEncoder:
         model: the cross-encoder.
         params: its parameters, as while it is trained; None: those that it has.
         batch_tokens: see `CrossEncoder.logits`.
+        show_progress: whether there is a progress bar.
     """
 
     model: PairModel
     params: Params | None = None
     batch_tokens: int = 0
+    show_progress: bool = False
 
     def __call__(
         self, queries: Sequence[str], passages: Sequence[str]
@@ -62,7 +65,11 @@ class BoundCrossEncoder:
         of 17 on.
         """
         logits = self.model.logits(
-            queries, passages, batch_tokens=self.batch_tokens, params=self.params
+            queries,
+            passages,
+            batch_tokens=self.batch_tokens,
+            show_progress=self.show_progress,
+            params=self.params,
         )
         return logits[:, 0] if self.model.num_labels == 1 else logits
 

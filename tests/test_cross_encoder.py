@@ -241,14 +241,16 @@ def test_a_pair_has_one_score_whatever_it_is_scored_with(model):
     )
 
 
-def test_windows_are_joined(model, monkeypatch):
+def test_windows_are_joined(model, monkeypatch, capsys):
     queries, passages = made_pairs(10)
     whole = model.score(queries, passages)
     monkeypatch.setattr("embed_jax.cross_encoder.WINDOW", 7)
     with pytest.warns(
         UserWarning, match=rf"^3 of 20 pairs were cut at the model's limit of {LIMIT} tokens$"
     ):
-        np.testing.assert_allclose(model.score(queries, passages), whole, atol=1e-6)
+        scores = model.score(queries, passages, show_progress=True)
+    np.testing.assert_allclose(scores, whole, atol=1e-6)
+    assert "20/20" in capsys.readouterr().err
 
 
 def test_devices_and_parameters(model):

@@ -57,16 +57,20 @@ class Reranker:
         return f"{self.scored} pairs scored"
 
 
-def cross_encoder_reranker(model: PairModel, name: str, *, batch_tokens: int = 0) -> Reranker:
+def cross_encoder_reranker(
+    model: PairModel, name: str, *, batch_tokens: int = 0, show_progress: bool = False
+) -> Reranker:
     """Returns the Reranker of a cross-encoder with one label, whose scores are its logits.
 
     Args:
         model: the cross-encoder.
         name: of the model, for tables and messages.
         batch_tokens: see `CrossEncoder.logits`.
+        show_progress: whether there is a progress bar.
 
     Raises:
         InputError: for a model with several labels.
     """
     check_ranks(model, name)
-    return Reranker(name, BoundCrossEncoder(model, batch_tokens=batch_tokens), model.activation)
+    score = BoundCrossEncoder(model, batch_tokens=batch_tokens, show_progress=show_progress)
+    return Reranker(name, score, model.activation)

@@ -24,19 +24,22 @@ def default_batch_tokens() -> int:
 
 
 @contextlib.contextmanager
-def progress_bar(show: bool, total: int | None) -> Iterator[Callable[[int], Any]]:
+def progress_bar(
+    show: bool, total: int | None, unit: str = "text"
+) -> Iterator[Callable[[int], Any]]:
     """Yields a function that takes the number of texts just encoded, and moves the bar.
 
     Args:
         show: whether there is a bar.
         total: the number of texts; None: it is not known.
+        unit: what is counted.
     """
     if not show:
         yield lambda count: None
         return
     import tqdm
 
-    with tqdm.tqdm(total=total, unit="text", dynamic_ncols=True) as bar:
+    with tqdm.tqdm(total=total, unit=unit, dynamic_ncols=True) as bar:
         yield bar.update
 
 

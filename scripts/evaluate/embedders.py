@@ -184,7 +184,9 @@ def open_reranker(name: str, options: ModelOptions) -> Any:
     if not is_cross_encoder(name):
         raise InputError(f"{name}: expected a cross-encoder, found an embedding model")
     model = load_cross_encoder(str(model_directory(resolve(name))), options.compute_dtype)
-    return cross_encoder_reranker(model, name, batch_tokens=options.batch_tokens)
+    return cross_encoder_reranker(
+        model, name, batch_tokens=options.batch_tokens, show_progress=sys.stderr.isatty()
+    )
 
 
 def is_cross_encoder(name: str) -> bool:
