@@ -206,6 +206,17 @@ def test_mixed_texts_take_few_compilations(tiny_tokenizer):
     assert again._programs[2]._cache_size() == few, "an equal model compiles nothing"
 
 
+def test_requests_of_any_size_share_a_few_compilations(tiny_tokenizer):
+    tokenizer = load_tokenizer(tiny_tokenizer, 32)
+    spec = random_spec("tiny", vocab_size=tokenizer.vocab_size, pooling="last_token")  # own
+    model = SentenceEncoder(spec, build_encoder(spec).init(jax.random.key(0)), tokenizer)
+    texts = made_texts(17, 25)
+    whole = model.encode(texts)
+    for count in range(1, len(texts)):
+        np.testing.assert_allclose(model.encode(texts[:count]), whole[:count], atol=1e-6)
+    assert model._programs[spec.backbone.num_layers]._cache_size() <= 4
+
+
 def test_several_devices_give_what_one_gives(model):
     texts = made_texts(100, 30)
     single_device = SentenceEncoder(

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from embed_jax.data.window import pack_window
+from embed_jax.data.window import SMALL_WINDOW, pack_window
 
 BATCH_TOKENS = 2048
 
 
-def made_ids(count, median, spread, most):
+def made_ids(count, median, spread, most, seed=0):
     """Makes texts of log-normal length; each token says which text it is of."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(median), spread, count).round().astype(int).clip(3, most)
     return [np.full(length, number + 1, np.int32) for number, length in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 300, 4000])
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 60, 128, 129, 300, 4000])
 def test_every_text_is_whole_in_one_batch(count):
     ids = made_ids(count, median=40, spread=0.8, most=256)
     ids[3:4] = [np.zeros(0, np.int32)]  # in no batch
@@ -33,6 +33,22 @@ def test_every_text_is_whole_in_one_batch(count):
             assert batch.segment[where].tolist() == segments[number].tolist()
             assert batch.pooled[where].tolist() == [False, False, *[True] * (len(rows) - 2)]
     assert sorted(seen) == [number for number, text in enumerate(ids) if len(text)]
+
+
+@pytest.mark.parametrize(
+    ("median", "most", "most_shapes"), [(12, 30, 5), (35, 256, 12), (35, 512, 15)]
+)
+@pytest.mark.unchecked
+def test_windows_of_few_texts_take_the_same_few_shapes(median, most, most_shapes):
+    shapes, tokens, slots = set(), 0, 0
+    for count in [*range(1, 18), *range(20, SMALL_WINDOW + 1, 12)]:
+        ids = made_ids(count, median, spread=1.0, most=most, seed=count)
+        for numbers, batch in pack_window(ids, 0, BATCH_TOKENS):
+            shapes.add((batch.token_ids.shape, batch.sentences))
+            tokens += sum(len(ids[number]) for number in numbers)
+            slots += batch.token_ids.size
+    assert len(shapes) <= most_shapes
+    assert tokens / slots > 0.75
 
 
 @pytest.mark.parametrize(
