@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,19 @@ from embed_jax.errors import InputError, RunError
 
 T = TypeVar("T")
 DESCRIPTION, LOCK, PREFIX = "index.json", ".lock", "snapshot-"
+
+
+def is_address(path: str | Path) -> bool:
+    """Tells whether a path is an address, such as "s3://bucket/index", and not a folder.
+
+    Raises:
+        InputError: for an address as a `Path`, which has lost a slash and would be a folder "s3:".
+    """
+    if isinstance(path, Path):
+        if path.parts and re.fullmatch(r"[a-z][a-z0-9+]+:", path.parts[0]):
+            raise InputError(f"{path}: expected an address as a string, found a Path")
+        return False
+    return "://" in path
 
 
 class Snapshots:
@@ -39,7 +53,15 @@ class Snapshots:
         Args:
             path: the folder.
             format: a line that marks the folders of one kind, such as "embed-jax index 1".
+
+        Raises:
+            InputError: the path is an address.
         """
+        if is_address(path):
+            raise InputError(
+                f"{path}: expected a folder, found an address; only an index of LanceDB can be at "
+                "one: kind 'lance'"
+            )
         self.path, self._format = Path(path), format
 
     def exists(self) -> bool:

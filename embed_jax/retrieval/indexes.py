@@ -26,7 +26,7 @@ from embed_jax.retrieval.multi_vector import MultiVectorIndex, build_multi_vecto
 from embed_jax.retrieval.sparse_index import SparseIndex, build_sparse_index
 from embed_jax.retrieval.vector_index import IVF_PQ, VectorIndex, build_vector_index
 from embed_jax.retrieval.word_index import WordIndex, build_word_index
-from embed_jax.snapshots import Snapshots
+from embed_jax.snapshots import Snapshots, is_address
 
 
 @runtime_checkable
@@ -112,7 +112,8 @@ def build_index(
             `build_word_index`, `build_sparse_index` or `build_multi_vector`.
 
     Raises:
-        InputError: for an unknown kind; see these two.
+        InputError: for an unknown kind, or an address of another kind than "lance"; see these
+            functions.
         RunError: the files can't be written.
     """
     if kind not in _BUILD:
@@ -121,8 +122,12 @@ def build_index(
 
 
 def index_exists(path: str | Path) -> bool:
-    """Tells whether a folder, or an address such as "s3://bucket/index", has a whole index."""
-    return lance_exists(path) or "://" not in str(path) and Snapshots(path, FORMAT).exists()
+    """Tells whether a folder, or an address such as "s3://bucket/index", has a whole index.
+
+    Raises:
+        InputError: an address can't be read.
+    """
+    return lance_exists(path) or not is_address(path) and Snapshots(path, FORMAT).exists()
 
 
 def open_index(path: str | Path, identity: Mapping[str, Any] | None = None) -> Index:
@@ -135,7 +140,7 @@ def open_index(path: str | Path, identity: Mapping[str, Any] | None = None) -> I
     Raises:
         InputError: there is no whole index, it is damaged, or has another identity.
     """
-    if "://" in str(path) or lance_exists(path):
+    if is_address(path) or lance_exists(path):
         return LanceIndex(path, identity)
     kind = Snapshots(path, FORMAT).read(lambda description, folder: str(description.get("kind")))
     if kind not in _OPEN:

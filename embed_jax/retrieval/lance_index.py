@@ -48,8 +48,8 @@ from embed_jax.retrieval.lance_table import (
     among_ids,
     as_run_error,
     check_new_index,
-    connect,
     one_writer,
+    open_database,
     open_lance_table,
     tend_table,
     text_bytes,
@@ -117,7 +117,7 @@ def build_lance_index(
         stream = DocumentStream(itertools.chain([first], entries), description, progress)
         mode: Any = "overwrite" if replace else "create"
         with stream.errors(path):
-            connect(path).create_table(TABLE, stream.reader(), mode=mode)
+            open_database(path).create_table(TABLE, stream.reader(), mode=mode)
         tend_table(open_lance_table(path), description, path)
     return LanceIndex(path, identity)
 

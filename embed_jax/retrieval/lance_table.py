@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from embed_jax.errors import InputError, RunError, one_line, require
 from embed_jax.retrieval.document_chunks import IndexEntry
 from embed_jax.retrieval.index_build import ShowProgress
-from embed_jax.snapshots import LOCK, write_lock
+from embed_jax.snapshots import LOCK, is_address, write_lock
 
 TABLE, DESCRIBED = "documents", b"embed-jax"  # the table, and the key of its description
 ID, VECTOR, HASH, FIELDS, TEXT = "id", "vector", "text_hash", "fields", "text"  # columns
@@ -45,10 +46,12 @@ def check_new_index(path: str | Path, replace: bool) -> None:
         replace: whether an index that is there may be replaced.
     """
     lancedb_library()
-    if lance_exists(path):
+    if replace and is_address(path):
+        open_database(path)  # fail early: the documents are not encoded yet
+    elif lance_exists(path):
         if not replace:
             raise InputError(f"{path}: holds an index already; replace=True builds it anew")
-    elif "://" not in str(path) and Path(path).is_dir():
+    elif not is_address(path) and Path(path).is_dir():
         own = (LOCK, f"{TABLE}.lance")
         others = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in own)
         if others:
@@ -56,12 +59,16 @@ def check_new_index(path: str | Path, replace: bool) -> None:
 
 
 def lance_exists(path: str | Path) -> bool:
-    """Tells whether a folder or address has an index of LanceDB; never creates anything."""
-    if "://" not in str(path):
+    """Tells whether a folder or address has an index of LanceDB; never creates anything.
+
+    Raises:
+        InputError: an address can't be read.
+    """
+    if not is_address(path):
         return (Path(path) / f"{TABLE}.lance" / "_versions").is_dir()
     try:
         open_lance_table(path)
-    except InputError:
+    except NoIndexError:
         return False
     return True
 
@@ -136,33 +143,62 @@ def lancedb_library() -> Any:
     return lancedb
 
 
-def connect(path: str | Path) -> Any:
-    with as_run_error(path):
-        return lancedb_library().connect(str(path))
+class NoIndexError(InputError):
+    """There is no table."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(f"{path}: no index, or its first build was interrupted")
+
+
+def open_database(path: str | Path) -> Any:
+    """Connects to a folder or an address.
+
+    Raises:
+        InputError: LanceDB is not installed, or can't read what is there.
+    """
+    library = lancedb_library()
+    try:
+        return library.connect(str(path))
+    except Exception as error:  # LanceDB raises many kinds
+        raise InputError(f"{path}: can't be read: {reason_of(error)}") from None
 
 
 def open_lance_table(path: str | Path) -> Any:
     """Opens the table.
 
     Raises:
-        InputError: no table is there, or LanceDB is not installed.
+        InputError: no table is there, or it can't be read, or LanceDB is not installed.
     """
     lancedb_library()
-    if "://" not in str(path) and not (Path(path) / f"{TABLE}.lance").is_dir():
-        raise InputError(f"{path}: no index, or its first build was interrupted")
+    if not is_address(path) and not (Path(path) / f"{TABLE}.lance").is_dir():
+        raise NoIndexError(path)
+    database = open_database(path)
     try:
-        return connect(path).open_table(TABLE)
-    except ValueError:
-        raise InputError(f"{path}: no index, or its first build was interrupted") from None
+        return database.open_table(TABLE)
+    except ValueError as error:
+        if "was not found" not in str(error):  # of an object store that can't be reached
+            raise InputError(f"{path}: can't be read: {reason_of(error)}") from None
+        raise NoIndexError(path) from None
     except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: damaged, or can't be read: {one_line(error)[:200]}") from None
+        raise InputError(f"{path}: damaged, or can't be read: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what LanceDB says of an error, or the object store below it, in one short line.
+
+    >>> reason_of(ValueError("Generic { body: <Code>404</Code><Message>No bucket</Message> }"))
+    'No bucket'
+    """
+    text = one_line(error)
+    stated = re.search(r"<Message>(.+?)</Message>", text) or re.search(r'message: "(.+?)"', text)
+    return (stated[1] if stated else text)[:300]
 
 
 @contextlib.contextmanager
 def one_writer(path: str | Path) -> Iterator[None]:
     """Lets one process at a time write to a folder; an object store has no such lock."""
     lancedb_library()
-    if "://" in str(path):
+    if is_address(path):
         yield
         return
     with write_lock(Path(path)):
@@ -176,7 +212,7 @@ def as_run_error(path: str | Path) -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:  # LanceDB raises many kinds
-        raise RunError(f"{path}: LanceDB: {one_line(error)[:300]}") from None
+        raise RunError(f"{path}: LanceDB: {reason_of(error)}") from None
 
 
 def tend_table(table: Any, description: Mapping[str, Any], path: str | Path) -> None:

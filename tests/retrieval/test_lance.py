@@ -1,6 +1,7 @@
 """Indexes in LanceDB tables: what they do differently from the others; see test_indexes.py."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,11 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     assert build(replace=True, store_texts=True).texts(["d1"]) == [""]
     (tmp_path / "other").mkdir()
     refused("no index, or its first build", open_index, f"file://{tmp_path}/other")
+    refused("can't be read: .*scheme", index_exists, "s4://bucket/index")
+    refused("expected an address as a string", open_index, Path("s3://bucket/index"))
+    for kind, documents in (("exact", named(vectors)), ("bm25", [("a", "text")])):
+        refused("expected a folder, found an address", build_index, "s3://bucket/index",
+                documents, identity={}, kind=kind)  # fmt: skip
     table = path / "documents.lance"
     for file in (table / "data").iterdir():
         file.write_bytes(b"damaged")
