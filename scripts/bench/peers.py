@@ -40,6 +40,7 @@ def peer_autocast(device: str, dtype: str) -> Any:
         device: "cpu" or "cuda".
         dtype: "float32" or "bfloat16".
     """
+    require("torch")
     import torch
 
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
