@@ -41,7 +41,7 @@ class Model:
     query: str = option(
         "",
         "A model for queries (the first text of an example), while `name` is that of documents: "
-        "two towers. "
+        "two towers. If it is the same model, its settings here are those of both. "
         'A directory, a hub name, or "random:SHAPE" with `tokenizer`.',
         unset="`name` encodes both",
     )

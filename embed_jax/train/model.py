@@ -207,9 +207,9 @@ def _two_towers(
 ) -> TrainingModel:
     """Returns the model with a tower for queries and one for documents.
 
-    The settings of `config.model` and `config.lora` are those of the documents' tower, except
-    `compute_dtype`, `remat` and the tokenizer of random weights. Queries get a linear map to the
-    size of documents if theirs differs.
+    The settings of `config.model` are those of both towers if both start from one model; else, and
+    `config.lora` always, of the documents' tower, except `compute_dtype`, `remat` and the tokenizer
+    of random weights. Queries get a linear map to the size of documents if theirs differs.
     """
     refuse_fields(
         config,
@@ -221,12 +221,14 @@ def _two_towers(
     document = _one_encoder(
         dataclasses.replace(config, model=model), mesh, saved=routes.get("document")
     )
-    query_model = Model(
-        name=config.model.query or config.model.name,
-        tokenizer=model.tokenizer if config.model.query.startswith("random:") else "",
-        compute_dtype=model.compute_dtype,
-        remat=model.remat,
-    )
+    query_model = model
+    if config.model.query != config.model.name:
+        query_model = Model(
+            name=config.model.query or config.model.name,
+            tokenizer=model.tokenizer if config.model.query.startswith("random:") else "",
+            compute_dtype=model.compute_dtype,
+            remat=model.remat,
+        )
     if config.model.query == TABLE:
         query = _token_weights(config, document)
     else:

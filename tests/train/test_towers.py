@@ -159,6 +159,15 @@ def test_a_checkpoint_is_loaded_with_another_limit(trained):
     assert [encoder.max_length for encoder in model.encoders.values()] == [6, 6]
 
 
+def test_towers_of_one_model_have_the_same_settings(config, tiny_model):
+    settings = {"model__tokenizer": "", "model__pooling": "cls", "model__dropout": 0.2}
+    model = initial_model(changed(config, model__query=str(tiny_model), **settings))
+    query, document = (model.result.encoder(route).spec for route in ("query", "document"))
+    assert query == document and query.pooling == "cls" and query.backbone.hidden_dropout == 0.2
+    other = initial_model(changed(config, model__pooling="cls")).result
+    assert [other.encoder(route).spec.pooling for route in ("query", "document")] == ["mean", "cls"]
+
+
 def test_a_frozen_tower_stays_as_it_is(config, sources):
     frozen = copy.deepcopy(config)
     frozen.optim.groups.documents = ParamGroup(pattern="encoder/document", learning_rate_factor=0.0)
