@@ -15,7 +15,8 @@ weights: `--config.model.name=random:minilm-l6
 Paper: sentence-transformers' documentation, "Matryoshka Embeddings"; Kusupati et al. (NeurIPS
     2022).
 Expected: PAPER.
-Measured: not yet.
+Measured: 32 of 384 numbers keep 92.98 ± 0.05 % without Matryoshka, 93.32 ± 0.07 % with it, 93.25 ±
+    0.17 % with one size a step (batches of 32, two seeds).
 """
 
 EXPERIMENT = "matryoshka"
