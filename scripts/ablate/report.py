@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from embed_jax.evals.leaderboard import markdown
 from embed_jax.train.ablation import AblationRun, spread
 from embed_jax.train.ablation_table import Table
 from embed_jax.train.agreement import Interval, Verdict, judge, rank_correlation, student_interval
@@ -148,10 +149,8 @@ class Report:
 
     def as_markdown(self, command: str, picture: str) -> str:
         """Returns a page: title, command, table, what its numbers are, remarks, picture."""
-        header, rows = self.cells()
-        lines = ["| " + " | ".join(cells) + " |" for cells in [header, *rows]]
-        lines.insert(1, "|" + "---|" * len(header))
-        page = [f"# {self.table.title}", "", f"`{command}`", "", *lines, "", self._legend(), ""]
+        lines = markdown(*self.cells())
+        page = [f"# {self.table.title}", "", f"`{command}`", "", lines, self._legend(), ""]
         if remarks := self.remarks():
             page += [*(f"* {remark}" for remark in remarks), ""]
         return "\n".join([*page, f"![{self.table.title}]({picture})", ""])

@@ -8,7 +8,8 @@ all-MiniLM-L6-v2, which was never an embedding; the paper's is of BERT-base.
 
 Paper: Reimers, Gurevych (EMNLP 2019), Table 6.
 Expected: PAPER.
-Measured: not yet.
+Measured: u v 78.79 ± 0.78, |u-v| 78.80 ± 2.01, u v |u-v| 79.57 ± 0.72, with u*v 79.57 ± 0.73, from
+    79.45 (two seeds).
 """
 
 EXPERIMENT = "nli"

@@ -9,7 +9,8 @@ BERT-base, with 10^6 sentences. The paper's rows of following sentences need tex
 
 Paper: Gao, Yao, Chen (EMNLP 2021), Table 2.
 Expected: PAPER.
-Measured: not yet.
+Measured: a deleted word 84.56 ± 0.28, with two encoders 84.24 ± 0.72; only dropout 84.05 ± 0.09,
+    with two encoders 83.72 ± 0.19, from 79.74 (two seeds).
 """
 
 EXPERIMENT = "simcse"
