@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from embed_jax.atomic import plain_json, replaced
 from embed_jax.errors import InputError
+from embed_jax.snapshots import is_address
 
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 PICTURES = (".png", ".pdf", ".svg")
@@ -131,7 +132,7 @@ def check_picture(parser: OneLineParser, option: str, path: Path | None) -> None
 
 def index_path(text: str) -> Path | str:
     """Returns the folder of an index, or an address such as "s3://bucket/index" as it is."""
-    return text if "://" in text else Path(text)
+    return text if is_address(text) else Path(text)
 
 
 def index_name(path: Path | str) -> str:

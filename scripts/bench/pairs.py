@@ -190,13 +190,14 @@ def _their_steps(peer: Any, batch_size: int, number: int, dtype: str) -> Callabl
     loss = BinaryCrossEntropyLoss(peer)
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-5, weight_decay=0.01)
     records = _training_pairs(number * batch_size)
+    autocast = peer_autocast("cpu", dtype)
 
     def steps() -> None:
         peer.train()
         for start in range(0, len(records), batch_size):
             batch = records[start : start + batch_size]
             columns = [[record[name] for record in batch] for name in ("sentence1", "sentence2")]
-            with peer_autocast("cpu", dtype):
+            with autocast:
                 value = loss(columns, torch.tensor([record["score"] for record in batch]))
             value.backward()
             torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)

@@ -298,6 +298,7 @@ def their_steps(
     loss = MultipleNegativesRankingLoss(other)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)
     device = other.device
+    autocast = peer_autocast(device.type, dtype)
 
     def steps() -> None:
         for batch in batches:
@@ -310,7 +311,7 @@ def their_steps(
                 }
                 for column in columns
             ]
-            with peer_autocast(device.type, dtype):
+            with autocast:
                 value = loss(columns, None)
             value.backward()
             torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
