@@ -11,6 +11,7 @@ import sys
 
 from embed_jax import __version__, packaged
 from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.huge_pages import restart_with_huge_pages
 from embed_jax.registry import unknown
 
 COMMANDS = {
@@ -38,6 +39,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    restart_with_huge_pages()
     exit_with_one_line(dispatch)
 
 

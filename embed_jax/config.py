@@ -314,7 +314,7 @@ class BatchShape:
         unset="one for each host",
     )
     row_length: int = option(
-        0, "Token slots of a packed row.", at_least=0, unset="a length that suits `max_length`"
+        0, "Token slots of a packed row.", at_least=0, unset="a length that suits the texts"
     )
     rows: int = option(
         0, "Rows of a group.", at_least=0, unset="as many as batches of the data need"

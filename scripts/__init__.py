@@ -1,0 +1,8 @@
+"""Commands: `python -m scripts.NAME`."""
+
+import sys
+
+from embed_jax.huge_pages import restart_with_huge_pages
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for the command: nothing slow is imported yet
+    restart_with_huge_pages()

@@ -20,6 +20,8 @@ from embed_jax.types import Batch, Record, TokenBatch
 TRAINED = ("encoder", "query")  # views of the texts for the trained encoder
 # A data set, its index, a record's index in it, and the record.
 Example = tuple[RecordSource, int, int, Record]
+# Lengths of rows and, of each, the least rows of a group.
+RowShapes = Sequence[tuple[int, int]]
 # The texts of each example, as many for all of them.
 TextRows = list[list[str | None]]
 
@@ -28,8 +30,9 @@ TextRows = list[list[str | None]]
 class BatchMaker:
     """Makes a batch of records into tokens and hashes; see `make_batch_maker` for the fields.
 
-    `least_rows` has, for each data set, the least rows of a group of its batches by tokenizer;
-    where a batch is from all data sets, the same for each.
+    `row_shapes` has, for each data set and by tokenizer, the lengths that rows may have, shortest
+    first, each with the least rows of a group; where a batch is from all data sets, the same for
+    each. A batch has the shortest rows that hold its longest text.
     """
 
     sources: Sequence[RecordSource]
@@ -39,7 +42,7 @@ class BatchMaker:
     num_scores: int
     num_keys: int
     teacher_size: int
-    least_rows: Sequence[Mapping[str, int]]
+    row_shapes: Sequence[Mapping[str, RowShapes]]
     groups: int
     shares: int
     row_length: int
@@ -204,15 +207,21 @@ class BatchMaker:
                 for place, sentence_ids in zip(places, tokenized.ids, strict=True):
                     ids[position][place] = sentence_ids
                 skip[position, places] = tokenized.skip
-        longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
-        row_length = max(self.row_length, longest)
+        limit = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
+        longest = max(
+            (len(text) for column in ids for text in column if text is not None), default=0
+        )
+        shapes = self.row_shapes[which[0]].get(name, ())
+        row_length, least_rows = next(
+            (shape for shape in shapes if shape[0] >= longest), (max(self.row_length, limit), 1)
+        )
         try:
             return pack_batch(
                 ids,
                 groups=self.groups,
                 row_length=row_length,
                 rows=self.rows,
-                least_rows=self.least_rows[which[0]].get(name, 1),
+                least_rows=least_rows,
                 order=order,
                 skip=skip,
                 segments=segments if typed else None,
@@ -221,7 +230,7 @@ class BatchMaker:
             )
         except RowsError as error:
             texts = len(columns) * len(rows) // self.groups  # of a group
-            enough = -(-texts // (row_length // longest))
+            enough = -(-texts // (row_length // limit))
             unset = (
                 "" if self.shard[1] > 1 else ", and with 0 each batch has the rows that it needs"
             )

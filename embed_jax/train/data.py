@@ -155,9 +155,10 @@ def _at_every_step(sources: Sources | SourcesAt) -> SourcesAt:
 
 
 def row_length(config: Experiment, max_length: int) -> int:
-    """Returns T: the config's, or twice the longest text up to 128.
+    """Returns T, the most slots of a row: the config's, or twice the longest text up to 128.
 
-    At that length packing finds room and attention is cheap.
+    At that length packing finds room and attention is cheap. Rows are shorter where the config
+    leaves their length open and the texts are short; see `make_batch_maker`.
 
     Args:
         config: the run's settings.
@@ -217,6 +218,7 @@ def _batch_maker(
         shares=config.batch.shares or jax.process_count(),
         row_length=row_length(config, longest),
         rows=config.batch.rows or None,
+        shorter_rows=not config.batch.row_length,
         include_prompt=reads_pairs or model.result.include_prompt,
         pairs=model.result.tokenize if reads_pairs else None,
         in_batch_negatives=config.batch.in_batch_negatives,

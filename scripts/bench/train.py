@@ -104,7 +104,7 @@ def bench_train(args: argparse.Namespace) -> None:
     texts = read_texts(args.data, 2 * size * steps, args.words)
     batches = [texts[2 * size * step : 2 * size * (step + 1)] for step in range(steps)]
     groups = num_groups(args.groups, size, make_mesh())
-    row_length = args.row_length or min(model.max_length, RANDOM_LENGTH)
+    row_length = args.row_length or _row_length(model, texts)
     spec, params = add_bench_adapter(
         model.spec, jax.tree.map(np.array, model.params), args.lora, args.base
     )
@@ -135,6 +135,14 @@ def bench_train(args: argparse.Namespace) -> None:
     )
     others = {args.against: rates[1]} if args.against else {}
     print_rates(name, "pairs/s", rates[0], others, as_json=args.json, **details)
+
+
+def _row_length(model: SentenceEncoder, texts: Sequence[str]) -> int:
+    """Returns the slots of rows that training takes for these texts."""
+    from embed_jax.data.pipeline import suitable_row_length
+
+    longest = max(map(len, model.tokenizer.encode(texts).ids))
+    return min(suitable_row_length(longest), model.max_length)
 
 
 # ---- our steps -----------------------------------------------------------------------------------

@@ -193,6 +193,39 @@ def test_batches_of_all_data_sets_have_one_shape_though_one_fills_no_batch(
     assert_one_shape(training_batches(maker, order))
 
 
+def test_short_texts_have_short_rows_and_a_long_one_the_long_rows(
+    make, records, tokenizer_directory
+):
+    """The rows suit a sample of the texts; a batch with a longer text has what it needs."""
+    tokenizers = {"encoder": load_tokenizer(tokenizer_directory, 100)}
+    options = {"tokenizers": tokenizers, "row_length": 128, "batch_size": 2, "groups": 1}
+    numbers = range(COUNT // 2)  # one epoch
+
+    def lengths(records, **changes):
+        batches = make(records=records, **(options | changes))
+        return [batches[step].tokens["encoder"].token_ids.shape[2] for step in numbers]
+
+    assert set(lengths(records)) == {128}
+    assert set(lengths(records, rows=4, shorter_rows=True)) == {128}, "hosts need one shape"
+    (usual,) = set(lengths(records, shorter_rows=True))
+    assert usual in (32, 64)
+    # A long text in a record that the sample, 16 of 50, does not read.
+    sampled = np.linspace(0, COUNT - 1, 16).astype(int)
+    unread = next(number for number in range(COUNT) if number not in sampled)
+    changed = [dict(record) for record in records]
+    changed[unread]["positive"] = "the " * 90
+    shorter, whole = (
+        make(records=changed, shorter_rows=shorter, **options) for shorter in (True, False)
+    )
+    for step in numbers:
+        tokens, full = (batches[step].tokens["encoder"] for batches in (shorter, whole))
+        length = 128 if unread in shorter[step].record else usual
+        assert tokens.token_ids.shape[2] == length and full.token_ids.shape[2] == 128
+        for number in range(tokens.sentences):
+            ids = [t.token_ids[t.sentence == number].tolist() for t in (tokens, full)]
+            assert ids[0] == ids[1]
+
+
 def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
     whole = make(groups=4, shares=2)[5].tokens["encoder"].token_ids
     shares = [
