@@ -11,7 +11,8 @@ the published ones are of a Chinese BERT-base, trained and tested on the Chinese
 
 Paper: Su (2022), CoSENT; Li and Li (ACL 2024), AnglE, whose numbers are of other data.
 Expected: PAPER.
-Measured: not yet.
+Measured: Sentence-BERT 49.32 ± 0.21, regression 58.03 ± 0.06, CoSENT 63.10 ± 0.37, AnglE 58.82 ±
+    0.37, all three 61.01 ± 0.42, from 52.10 (two seeds).
 """
 
 EXPERIMENT = "nli"

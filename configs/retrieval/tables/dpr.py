@@ -12,7 +12,9 @@ has no validation split.
 
 Paper: Karpukhin et al. (EMNLP 2020), Table 3.
 Expected: PAPER.
-Measured: not yet.
+Measured: in-batch 22.45 ± 0.80 with batches of 8, 15.35 ± 0.67 of 32, 14.66 ± 0.55 of 128, with a
+    BM25 negative each 11.25 ± 1.35 of 32 and 9.21 ± 0.18 of 128, from 6.14; with the 128 updates of
+    8 (`--config.train.epochs=4`) batches of 32 have 33.52 ± 0.80 and 30.97 ± 0.00 (two seeds).
 """
 
 EXPERIMENT = "retrieval"
