@@ -1,4 +1,4 @@
-"""Experiments: `python -m experiments.NAME --config=FILE`."""
+"""Experiments: `python -m experiments.simcse --help` and the others beside it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Commands: `python -m scripts.NAME`."""
+"""Commands: `python -m scripts.evaluate --help` and the others beside it."""
 
 import sys
 
