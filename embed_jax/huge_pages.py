@@ -29,6 +29,16 @@ def restart_with_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def restart_module_with_huge_pages() -> None:
+    """Does the same for `python -m PACKAGE.NAME`, at the top of the package.
+
+    Other programs that import the package go on: only while Python looks for a module to run is
+    `sys.argv[0]` "-m", and nothing slow is imported yet.
+    """
+    if sys.argv[:1] == ["-m"]:
+        restart_with_huge_pages()
+
+
 def _are_given_on_request() -> bool:
     try:
         return "[madvise]" in SWITCH.read_text()

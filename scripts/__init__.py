@@ -1,8 +1,5 @@
 """Commands: `python -m scripts.evaluate --help` and the others beside it."""
 
-import sys
+from embed_jax.huge_pages import restart_module_with_huge_pages
 
-from embed_jax.huge_pages import restart_with_huge_pages
-
-if sys.argv[:1] == ["-m"]:  # Python is looking for the command: nothing slow is imported yet
-    restart_with_huge_pages()
+restart_module_with_huge_pages()

@@ -200,6 +200,15 @@ def fill_rate(batch: TokenBatch) -> float:
     return float(np.mean(np.asarray(batch.sentence) < batch.sentences))
 
 
+def count_rows(lengths: Int[np.ndarray, " N"], row_length: int) -> int:
+    """Returns the rows that sentences of these lengths fill.
+
+    >>> count_rows(np.array([3, 4, 1]), 4)
+    2
+    """
+    return len(assign_rows(lengths, np.full(row_length + 1, row_length))[2])
+
+
 def _lengths(ids: Sequence[Ids]) -> Int[np.ndarray, " n"]:
     return np.fromiter(map(len, ids), np.int64, len(ids))
 

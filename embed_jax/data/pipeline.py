@@ -13,14 +13,14 @@ import numpy as np
 
 from embed_jax.data.batch_maker import BatchMaker, RowShapes
 from embed_jax.data.order import Order
-from embed_jax.data.pack import round_rows
+from embed_jax.data.pack import count_rows, round_rows
 from embed_jax.data.pair_rows import TokenizePairs
 from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.record_source import RecordSource, count_columns
 from embed_jax.data.stream import RecordStream
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError, require
-from embed_jax.types import Batch, Record
+from embed_jax.types import Batch, Record, TokenBatch
 
 ENDLESS = 2**40  # steps
 SAMPLED_BATCHES, SAMPLED_RECORDS = 8, 2048  # at most, from which a number of rows is computed
@@ -198,45 +198,48 @@ def _sampled_shapes(
     )
     chosen = np.linspace(numbers[0], numbers[-1], batches * batch_size).astype(np.int64)
 
-    def pack(maker: BatchMaker) -> dict[str, tuple[int, int, int]]:
-        """Returns the length of rows, the most rows and the longest text, by tokenizer."""
-        views = [maker(chosen[first::batches], 0).tokens for first in range(batches)]
-        return {
-            name: (
-                views[0][name].token_ids.shape[2],
-                max(view[name].token_ids.shape[1] for view in views),
-                max(int(view[name].position.max()) + 1 for view in views),
-            )
-            for name in views[0]
-        }
+    views = [whole(chosen[first::batches], 0).tokens for first in range(batches)]
+    return {name: _shapes_of([view[name] for view in views], shorter_rows) for name in views[0]}
 
-    full = pack(whole)
-    shapes: dict[str, RowShapes] = {
-        name: [(length, rows)] for name, (length, rows, _) in full.items()
-    }
-    shorter: dict[str, RowShapes] = {
-        name: [(suited, 1)]
-        for name, (length, _, longest) in full.items()
-        if shorter_rows and (suited := suitable_row_length(longest)) < length
-    }
-    if shorter:
-        packed = pack(dataclasses.replace(whole, row_shapes=[shorter] * len(maker.sources)))
-        for name in shorter:
-            shapes[name] = [packed[name][:2], *shapes[name]]
-    return shapes
+
+def _shapes_of(views: Sequence[TokenBatch], shorter_rows: bool) -> RowShapes:
+    """Returns the shapes of rows that suit batches like these."""
+    groups = [
+        np.bincount(group[group < view.sentences], minlength=view.sentences)
+        for view in views
+        for group in np.asarray(view.sentence)
+    ]
+    lengths = [views[0].token_ids.shape[2]]
+    suited = suitable_row_length(max(int(tokens.max()) for tokens in groups))
+    if shorter_rows and suited < lengths[0]:
+        lengths.insert(0, suited)
+    return [
+        (length, round_rows(max(count_rows(tokens, length) for tokens in groups)))
+        for length in lengths
+    ]
 
 
 def suitable_row_length(longest: int) -> int:
     """Returns the slots of rows for texts like those of a sample.
 
-    A multiple of 32: twice the longest text up to 128, where packing finds room and attention is
-    cheap, and a quarter more than it, so that few other texts are longer.
+    A multiple of 32, and a quarter more than the longest text, so that few other texts are longer.
 
     >>> [suitable_row_length(longest) for longest in (16, 40, 100, 400)]
     [32, 96, 128, 512]
     """
-    slots = max(min(2 * longest, 128), longest + longest // 4)
+    slots = max(roomy_row_length(longest), longest + longest // 4)
     return -(-slots // 32) * 32
+
+
+def roomy_row_length(longest: int) -> int:
+    """Returns the slots of rows for texts of at most `longest` tokens: twice as many up to 128.
+
+    At that length packing finds room and attention is cheap.
+
+    >>> [roomy_row_length(longest) for longest in (16, 100, 400)]
+    [32, 128, 400]
+    """
+    return max(longest, min(2 * longest, 128))
 
 
 def prefetch(

@@ -14,7 +14,12 @@ from embed_jax.config import Experiment
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.batch_maker import BatchMaker
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pipeline import make_batch_maker, prefetch, training_batches
+from embed_jax.data.pipeline import (
+    make_batch_maker,
+    prefetch,
+    roomy_row_length,
+    training_batches,
+)
 from embed_jax.data.record_source import RecordSource, data_fingerprint, hash_duplicates
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
@@ -155,10 +160,10 @@ def _at_every_step(sources: Sources | SourcesAt) -> SourcesAt:
 
 
 def row_length(config: Experiment, max_length: int) -> int:
-    """Returns T, the most slots of a row: the config's, or twice the longest text up to 128.
+    """Returns T, the most slots of a row: the config's, or those of `roomy_row_length`.
 
-    At that length packing finds room and attention is cheap. Rows are shorter where the config
-    leaves their length open and the texts are short; see `make_batch_maker`.
+    Rows are shorter where the config leaves their length open and the texts are short; see
+    `make_batch_maker`.
 
     Args:
         config: the run's settings.
@@ -170,7 +175,7 @@ def row_length(config: Experiment, max_length: int) -> int:
             f"config.batch.row_length: expected at least data.max_length={max_length}, found "
             f"{length}"
         )
-    return length or max(max_length, min(2 * max_length, 128))
+    return length or roomy_row_length(max_length)
 
 
 def abstract_batch(groups: int, columns: int, examples: int, rows: int, length: int) -> Batch:

@@ -139,10 +139,10 @@ def bench_train(args: argparse.Namespace) -> None:
 
 def _row_length(model: SentenceEncoder, texts: Sequence[str]) -> int:
     """Returns the slots of rows that training takes for these texts."""
-    from embed_jax.data.pipeline import suitable_row_length
+    from embed_jax.data.pipeline import roomy_row_length, suitable_row_length
 
     longest = max(map(len, model.tokenizer.encode(texts).ids))
-    return min(suitable_row_length(longest), model.max_length)
+    return min(suitable_row_length(longest), roomy_row_length(model.max_length))
 
 
 # ---- our steps -----------------------------------------------------------------------------------
