@@ -160,7 +160,9 @@ def run(
         clock = time.monotonic()
         losses: list[float] = []  # since the last evaluation
 
-        def line_of(step: int, batch: Batch, metrics: Mapping[str, Any]) -> dict[str, float]:
+        def line_of(
+            step: int, batch: Batch, waited: float, metrics: Mapping[str, Any]
+        ) -> dict[str, float]:
             """Waits for a step's metrics, refuses a loss that is not finite, shows the progress."""
             nonlocal clock
             _check_finite(step, batch, metrics, checkpoints)
@@ -175,14 +177,16 @@ def run(
             line["learning_rate"] = float(learning_rate(step - 1))
             line["tokens_per_second"] = num_tokens * jax.process_count() / max(now - clock, 1e-9)
             line["fill_rate"] = num_tokens / slots
+            line["wait_seconds"] = waited
             mfu = model_flops_utilization(
                 line["tokens_per_second"], flops_per_token, list(mesh.devices.flat)
             )
             if mfu is not None:
                 line["mfu"] = mfu
+            waiting = waited / max(now - clock, 1e-9)
             clock = now
             losses.append(line["loss"])
-            progress.step(step, line["loss"], line["tokens_per_second"])
+            progress.step(step, line["loss"], line["tokens_per_second"], waiting)
             return line
 
         def log(step: int, line: Mapping[str, float]) -> None:
@@ -214,13 +218,15 @@ def run(
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
             return metrics
 
-        def upcoming() -> Generator[tuple[int, Batch], None, None]:
-            """Yields all batches to come, from a new source where one ends."""
+        def upcoming() -> Generator[tuple[int, Batch, float], None, None]:
+            """Yields all batches to come, from a new source where one ends, and the wait for it."""
             index = start
             while index < num_steps:
+                asked = time.monotonic()
                 with contextlib.closing(batches(index, state)) as some:
                     for index, batch in some:
-                        yield index, batch
+                        yield index, batch, time.monotonic() - asked
+                        asked = time.monotonic()
                 index += 1
 
         to_train = start < num_steps and not best.stopped
@@ -229,9 +235,9 @@ def run(
         if evaluate is not None and restored is None and start == 0:
             log(0, evaluated(0))
 
-        pending: tuple[int, Batch, dict] | None = None
+        pending: tuple[int, Batch, float, dict] | None = None
         if to_train:
-            for index, batch in stack.enter_context(contextlib.closing(upcoming())):
+            for index, batch, waited in stack.enter_context(contextlib.closing(upcoming())):
                 step = index + 1
                 if index == max(trace[0], start) < trace[1]:
                     jax.profiler.start_trace(str(workdir / "profile"))
@@ -245,7 +251,7 @@ def run(
                     log(
                         pending[0], line_of(*pending)
                     )  # the device works on step n while n - 1 is written
-                pending = (step, batch, metrics)
+                pending = (step, batch, waited, metrics)
 
                 last = step == num_steps
                 due_evaluation = evaluate is not None and is_evaluated(

@@ -16,6 +16,8 @@ from typing import Any
 from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError, require
 
+SHOWN_WAIT = 0.05  # of a step's time
+
 
 class MetricsFile:
     """`metrics.jsonl`: one line a step, flushed, each step once even after a resume."""
@@ -142,7 +144,7 @@ def _netrc_has(host: str) -> bool:
 class Progress:
     """A progress bar on a terminal; elsewhere one plain line every `log_every` steps.
 
-    With `quiet` nothing is shown.
+    With `quiet` nothing is shown. A wait for data is shown from a twentieth of a step's time on.
     """
 
     def __init__(self, start: int, total: int, log_every: int, quiet: bool = False):
@@ -154,19 +156,18 @@ class Progress:
 
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def step(self, step: int, loss: float, tokens_per_second: float, waiting: float = 0.0) -> None:
+        """Shows a step; `waiting` is the share of its time that it waited for its batch."""
+        shown = [f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
+        if waiting >= SHOWN_WAIT:
+            shown.append(f"{waiting:.0%} waiting for data")
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False
-            )
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
             self._bar.update(1)
         elif not self._quiet and (step % self._every == 0 or step == self._total):
             left = (time.monotonic() - self._started) / (step - self._start) * (self._total - step)
-            print(
-                f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
-                f"{left:.0f} s left",
-                flush=True,
-            )
+            line = [f"step {step}/{self._total}", *shown, f"{left:.0f} s left"]
+            print("  ".join(line), flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line without tearing the bar."""

@@ -30,6 +30,7 @@ from . import (
     queries,
     roofline,
     scaling,
+    start,
     suite,
     train,
     vocabulary,
@@ -55,6 +56,7 @@ EXAMPLES = """examples:
   python -m scripts.bench pairs --against sentence-transformers
   python -m scripts.bench queries --model runs/two_towers,runs/quickstart
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
+  python -m scripts.bench start --against sentence-transformers
   python -m scripts.bench vocabulary --memory 8
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model MODEL --against mteb
@@ -131,6 +133,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("maxsim", "memory and time of MaxSim over a batch", maxsim, maxsim.bench_maxsim),
         ("pairs", "pairs that a cross-encoder scores and trains on", pairs, pairs.bench_pairs),
         ("queries", "time to embed the query of a search", queries, queries.bench_queries),
+        ("start", "time until a first embedding and a first step", start, start.bench_start),
         ("suite", "time of evaluating on a suite of tasks", suite, suite.bench_suite),
         (
             "scaling",

@@ -167,7 +167,7 @@ def peak_growth(call: Callable[[], Any]) -> int:
         return device.memory_stats()["peak_bytes_in_use"] - at_start["bytes_in_use"]
     before = _resident_now()
     call()
-    return max(_peak_resident() - before, 0)
+    return max(peak_resident() - before, 0)
 
 
 def _resident_now() -> int:
@@ -177,16 +177,21 @@ def _resident_now() -> int:
         Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError):  # no Linux
-        return _peak_resident()
+        return peak_resident()
 
 
-def _peak_resident() -> int:
+def peak_resident(process: int | str = "self") -> int:
+    """Returns the most bytes that a process has held: this one, or on Linux any by its number.
+
+    0 if that is not known.
+    """
     try:
-        fields = dict(
-            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-        )
+        status = Path(f"/proc/{process}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
-    except OSError:
+    except (OSError, KeyError):  # no Linux, or the process has ended
+        if process != "self":
+            return 0
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest * 1024
 

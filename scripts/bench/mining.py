@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,24 +16,30 @@ from .measure import (
     count,
     in_fresh_process,
     make_texts,
+    median_ratio,
     peak_growth,
     print_json,
     print_row,
-    random_model,
     result,
 )
+from .speed import open_model
 
 DESCRIPTION = """Time and memory of mining hard negatives, for a quarter of the queries and for all.
 
 Each runs in a fresh process: the corpus is embedded (into a file with --on-disk), queries are
 embedded, searched for and dealt their negatives in blocks. "memory" is how far the peak rose
 meanwhile, above the model and the texts; by the number of queries it grows by about 1 KB each. "all
-similarities" is what the whole matrix would take."""
+similarities" is what the whole matrix would take. With --against, sentence-transformers' own
+function mines for all queries too; the two take turns, each in a fresh process."""
 EXAMPLES = """examples:
   python -m scripts.bench mining --queries 10000 --passages 100000
   python -m scripts.bench mining --model sentence-transformers/all-MiniLM-L6-v2 --queries 2000 \\
       --passages 20000
+  python -m scripts.bench mining --shape minilm-l6 --queries 2000 --passages 5000 \\
+      --against sentence-transformers --repeat 3
   python -m scripts.bench mining --strategy bm25 --json"""
+PEER = "sentence-transformers"
+NEGATIVES = 4
 WIDTHS = (24, 14, 14, 8)
 
 
@@ -63,6 +70,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rank-max", type=count, default=100, help="candidates per query (default: %(default)s)"
     )
+    command.add_argument("--against", choices=[PEER], help="compare with mine_hard_negatives there")
+    command.add_argument(
+        "--repeat", type=count, default=1, help="runs of each side with --against (default: 1)"
+    )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -71,12 +82,17 @@ def check_options(args: argparse.Namespace) -> str | None:
         return f"--queries: expected 4 or more, found {args.queries}"
     if args.queries > args.passages:
         return f"--queries: expected at most --passages {args.passages}, found {args.queries}"
+    if args.against and args.strategy != "dense":
+        return f"--against: expected --strategy dense, found {args.strategy}"
     return None
 
 
 def bench_mining(args: argparse.Namespace) -> None:
     names = ("model", "shape", "passages", "words", "strategy", "on_disk", "block", "rank_max")
     options = {name: getattr(args, name) for name in names}
+    if args.against:
+        _bench_against(args, options)
+        return
     if not args.json:
         print(
             f"{args.queries:,} pairs, {args.passages:,} passages, {args.strategy}, "
@@ -105,17 +121,66 @@ def bench_mining(args: argparse.Namespace) -> None:
             print_row((f"{name}, {unit}", few[name], all[name], ratio), WIDTHS)
 
 
+def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Prints the seconds of both sides, and the memory that each took."""
+    options |= {"queries": args.queries}
+    sides = ("measure_mining", "measure_peer")
+    turns = [
+        [in_fresh_process(__name__, side, options) for side in sides] for _ in range(args.repeat)
+    ]
+    for name, unit, take in (
+        ("all", "s", lambda one: one["corpus"] + one["mining"]),
+        ("memory", "MiB", lambda one: one["memory"]),
+    ):
+        ours, theirs = ([take(turn[side]) for turn in turns] for side in (0, 1))
+        cells = statistics.median(ours), statistics.median(theirs), median_ratio(ours, theirs)
+        if args.json:
+            print_json(result(f"mining/{name}", unit, *cells, args.repeat, against=args.against))
+        else:
+            print_row((f"{name}, {unit}", *cells), WIDTHS)
+
+
+def measure_peer(**options: Any) -> dict[str, float]:
+    """Returns what `measure_mining` does, of sentence-transformers' `mine_hard_negatives`."""
+    import datasets
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import mine_hard_negatives
+
+    pairs, corpus = make_pairs(options["queries"], options["passages"], options["words"])
+    with tempfile.TemporaryDirectory() as directory:
+        open_model(options["model"], options["shape"], 0, "float32").save(Path(directory))
+        model = SentenceTransformer(directory, device="cpu")
+    model.encode(corpus[:64])
+    began = time.perf_counter()
+    grown = peak_growth(
+        lambda: mine_hard_negatives(
+            datasets.Dataset.from_list(pairs),
+            model,
+            corpus=corpus,
+            num_negatives=NEGATIVES,
+            range_max=options["rank_max"],
+            verbose=False,
+        )
+    )
+    return {"corpus": 0.0, "mining": time.perf_counter() - began, "memory": grown / MIB}
+
+
+def make_pairs(queries: int, passages: int, words: float) -> tuple[list[dict[str, str]], list[str]]:
+    """Makes pairs whose anchor is the beginning of their passage, and all passages."""
+    corpus = [f"{text} n{number}" for number, text in enumerate(make_texts(passages, words))]
+    chosen = np.random.default_rng(0).choice(passages, queries, replace=False)
+    pairs = [
+        {"anchor": " ".join(corpus[row].split()[:6]), "positive": corpus[row]} for row in chosen
+    ]
+    return pairs, corpus
+
+
 def measure_mining(queries: int, passages: int, words: float, **options: Any) -> dict[str, float]:
     """Returns the seconds of embedding or indexing the corpus and of mining, and MiB.
 
     The process does nothing else.
     """
-    corpus = [f"{text} n{number}" for number, text in enumerate(make_texts(passages, words))]
-    chosen = np.random.default_rng(0).choice(passages, queries, replace=False)
-    # A query is the beginning of its passage.
-    pairs = [
-        {"anchor": " ".join(corpus[row].split()[:6]), "positive": corpus[row]} for row in chosen
-    ]
+    pairs, corpus = make_pairs(queries, passages, words)
     encode = (
         make_encode(options["model"], options["shape"]) if options["strategy"] != "bm25" else None
     )
@@ -126,12 +191,7 @@ def measure_mining(queries: int, passages: int, words: float, **options: Any) ->
 
 def make_encode(model: str | None, shape: str):
     """Returns the model's `encode`, compiled for the shapes to come."""
-    if model:
-        from embed_jax.sentence import load_sentence_encoder
-
-        encode = load_sentence_encoder(model).encode
-    else:
-        encode = random_model(shape).encode
+    encode = open_model(model, shape, 0, "float32").encode
     encode(make_texts(64, 10.0))
     return encode
 
@@ -159,7 +219,7 @@ def mine_all(
             )
         middle = time.perf_counter()
         for _ in mine_negatives(
-            pairs, corpus, [searcher], Mining(number=4, rank_max=rank_max), block=block
+            pairs, corpus, [searcher], Mining(number=NEGATIVES, rank_max=rank_max), block=block
         ):
             pass
         return {"corpus": middle - began, "mining": time.perf_counter() - middle}

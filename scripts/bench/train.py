@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .measure import alternate, count, count_or_none, share_device
+from .measure import (
+    MIB,
+    alternate,
+    count,
+    count_or_none,
+    in_fresh_process,
+    peak_resident,
+    print_json,
+    result,
+    share_device,
+)
 from .peers import peer_autocast
 from .speed import (
     RANDOM_LENGTH,
@@ -84,6 +93,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s"
     )
+    command.add_argument(
+        "--memory", action="store_true", help="also the peak memory of a process of each side"
+    )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -94,36 +106,22 @@ def check_options(args: argparse.Namespace) -> str | None:
 def bench_train(args: argparse.Namespace) -> None:
     import jax
 
-    from embed_jax.parallel.mesh import make_mesh, num_groups
     from embed_jax.train.speed import model_flops_utilization
 
     if args.against == PEER:
         share_device()
-    model = open_model(args.model, args.shape, args.max_length or RANDOM_LENGTH, args.dtype)
-    size, steps = args.batch_size, args.steps
-    texts = read_texts(args.data, 2 * size * steps, args.words)
-    batches = [texts[2 * size * step : 2 * size * (step + 1)] for step in range(steps)]
-    groups = num_groups(args.groups, size, make_mesh())
-    row_length = args.row_length or _row_length(model, texts)
-    spec, params = add_bench_adapter(
-        model.spec, jax.tree.map(np.array, model.params), args.lora, args.base
-    )
-    make = functools.partial(Trainer, spec, params, dtype=args.dtype, remat=args.remat)
-    packed = functools.partial(pack_pairs, model, groups=groups, row_length=row_length)
-    ours = make(args.loss)
-    sides = [lambda: ours.take_all(map(packed, batches))]
-    if args.against == PEER:
-        sides.append(their_steps(model, batches, args.dtype))
-    elif args.against:
-        other = make(args.against)
-        sides.append(lambda: other.take_all(map(packed, batches)))
+    work = Work(args)
+    others = [args.against] if args.against else []
+    ours = work.trainer(args.loss)
+    sides = [lambda: ours.take_all(map(work.pack, work.batches)), *map(work.steps_of, others)]
     seconds = alternate(sides, args.repeat)
-    rates = [[size * steps / second for second in side] for side in seconds]
-    tokens, fills = zip(*(_count_tokens(packed(batch)) for batch in batches), strict=True)
+    size = args.batch_size
+    rates = [[size * args.steps / second for second in side] for side in seconds]
+    tokens, fills = zip(*map(_count_tokens, map(work.pack, work.batches)), strict=True)
     details = {
         "fill_rate": round(statistics.mean(fills), 3),
-        "rows_of": row_length,
-        "groups": groups,
+        "rows_of": work.row_length,
+        "groups": work.groups,
     }
     per_second = statistics.median(rates[0]) / size * statistics.mean(tokens)
     flops = ours.flops_per_token
@@ -133,8 +131,90 @@ def bench_train(args: argparse.Namespace) -> None:
     name = f"train/{Path(args.data or 'made').name}/batch={size}" + (
         "" if args.loss == "info_nce" else f"/{args.loss}"
     )
-    others = {args.against: rates[1]} if args.against else {}
-    print_rates(name, "pairs/s", rates[0], others, as_json=args.json, **details)
+    by_name = dict(zip(others, rates[1:], strict=True))
+    print_rates(name, "pairs/s", rates[0], by_name, as_json=args.json, **details)
+    if args.memory:
+        _print_peaks(name, others, args)
+
+
+def _print_peaks(name: str, others: Sequence[str], args: argparse.Namespace) -> None:
+    """Prints the peak memory of each side, which takes its steps twice in a process of its own."""
+    options = {key: value for key, value in vars(args).items() if not callable(value)}
+    mine, *theirs = (
+        in_fresh_process(__name__, "measure_peak", {"side": side, "options": options})
+        for side in ("", *others)
+    )
+    if not theirs:
+        _print_peak(name, mine, None, None, args)
+    for side, peak in zip(others, theirs, strict=True):
+        _print_peak(name, mine, side, peak, args)
+
+
+def _print_peak(
+    name: str, mine: float, side: str | None, peak: float | None, args: argparse.Namespace
+) -> None:
+    ratio = mine / peak if peak else None
+    if args.json:
+        print_json(result(f"{name}/peak", "MiB", mine, peak, ratio, 1, against=side))
+        return
+    than = f", {side} {peak:,.0f} MiB, ratio {ratio:.2f}" if peak else ""
+    print(f"{name}, peak memory of a process: {mine:,.0f} MiB{than}")
+
+
+def measure_peak(side: str, options: dict[str, Any]) -> float:
+    """Returns the most MiB that this process has held, after the steps of one side.
+
+    Args:
+        side: "" for ours, or the other side's name.
+        options: of the command.
+    """
+    steps = Work(argparse.Namespace(**options)).steps_of(side)
+    for _ in range(2):
+        steps()
+    return peak_resident() / MIB
+
+
+class Work:
+    """What all sides train: a model, and batches of pairs.
+
+    Attributes:
+        batches: of each step the first texts of all pairs, then the second ones.
+        row_length: slots of a packed row.
+        groups: groups of a batch.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        from embed_jax.parallel.mesh import make_mesh, num_groups
+
+        self._args = args
+        self._model = open_model(
+            args.model, args.shape, args.max_length or RANDOM_LENGTH, args.dtype
+        )
+        size = 2 * args.batch_size
+        texts = read_texts(args.data, size * args.steps, args.words)
+        self.batches = [texts[size * step : size * (step + 1)] for step in range(args.steps)]
+        self.groups = num_groups(args.groups, args.batch_size, make_mesh())
+        self.row_length = args.row_length or _row_length(self._model, texts)
+
+    def pack(self, texts: Sequence[str]) -> Batch:
+        """Tokenises and packs the texts of a batch."""
+        return pack_pairs(self._model, texts, groups=self.groups, row_length=self.row_length)
+
+    def trainer(self, loss: str) -> Trainer:
+        """Returns our training by a loss."""
+        import jax
+
+        args, model = self._args, self._model
+        params = jax.tree.map(np.array, model.params)
+        spec, params = add_bench_adapter(model.spec, params, args.lora, args.base)
+        return Trainer(spec, params, loss, dtype=args.dtype, remat=args.remat)
+
+    def steps_of(self, side: str) -> Callable[[], None]:
+        """Returns the steps of sentence-transformers, of another loss here, or of ours for ""."""
+        if side == PEER:
+            return their_steps(self._model, self.batches, self._args.dtype)
+        trainer = self.trainer(side or self._args.loss)
+        return lambda: trainer.take_all(map(self.pack, self.batches))
 
 
 def _row_length(model: SentenceEncoder, texts: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 
 import jax
@@ -10,10 +11,10 @@ import pytest
 
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import find_shape, random_spec
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, RunError
 from embed_jax.train.speed import known_peak
 from scripts.bench import __main__ as bench
-from scripts.bench import gpu, gpu_rows, gpu_table, launches, measure
+from scripts.bench import gpu, gpu_rows, gpu_table, launches, measure, start
 from scripts.bench.flops import layer_reaches, needed_flops, seen_pairs
 from scripts.bench.measure import random_model
 from scripts.bench.parts import Part, kernel_shapes
@@ -282,3 +283,41 @@ def test_a_launched_run_is_ended_by_sigterm_and_resumed(family, material, tmp_pa
     assert launches.STOP_AFTER <= launch.stopped < 12 and launch.resumed
     assert launches.largest_difference(workdir, [launch.losses[1]]) == 0
     assert launch.describe(True).endswith(", resumed to its end, logged by W&B offline")
+
+
+# ---- the start -----------------------------------------------------------------------------------
+
+
+def test_a_start_ends_at_its_line_and_has_the_memory_of_its_process_only():
+    program = """
+import sys, time
+held = bytearray(50 << 20)
+held[::4096] = b"x" * len(held[::4096])
+time.sleep(0.2)
+print("ready", flush=True)
+sys.stdin.read()
+time.sleep(0.3)"""
+    began = time.perf_counter()
+    own = start.start_process([sys.executable, "-c", program], "ready")
+    assert 0.2 <= own.seconds < time.perf_counter() - began - 0.3
+    if sys.platform == "linux":
+        assert 50 << 20 < own.peak < 120 << 20  # this process has more
+
+
+@pytest.mark.parametrize(
+    "program, ending",
+    [("raise SystemExit('no such model')", "1: no such model"), ("pass", "0: nothing")],
+)
+def test_a_process_that_does_not_start_is_told(program, ending):
+    with pytest.raises(RunError, match=f"ended with {ending}$"):
+        start.start_process([sys.executable, "-c", program], "ready")
+
+
+@pytest.mark.slow
+def test_a_first_embedding_a_first_step_and_compiling_are_measured(results_here):
+    for package in launches.NEEDED:
+        pytest.importorskip(package)
+    options = ["--shape", "tiny", "--repeat", "1", "--sentences", "200", "--steps", "3"]
+    results = results_here("start", *options, "--layers", "1,2")
+    assert len(results) == 10 and all(line["ours"] > 0 for line in results.values())
+    assert results["start/compile training, 2 layers"]["ratio"] > 1

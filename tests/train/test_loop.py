@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,19 @@ def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
 
     run(batches=batches)
     assert [line["compilations"] for line in lines_of(tmp_path)] == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_the_wait_for_a_batch_is_in_the_metrics_and_shown(run, tmp_path, capsys):
+    def batches(start, state):
+        for index in range(start, 8):
+            time.sleep(0.2 if index == 5 else 0)
+            yield index, made_batch(index)
+
+    run(batches=batches, train__log_every=1)
+    waits = {line["step"]: line["wait_seconds"] for line in lines_of(tmp_path)}
+    assert waits.pop(6) >= 0.2 and max(waits.values()) < 0.2
+    lines = capsys.readouterr().out.splitlines()
+    assert "% waiting for data" in next(line for line in lines if line.startswith("step 6/8"))
 
 
 @pytest.mark.parametrize("profile", ["5:7", "6:20", "0:6", "8:9"])

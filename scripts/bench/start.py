@@ -1,0 +1,280 @@
+"""Bench of the start: time until a first embedding and a first step, and of compiling."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embed_jax.errors import RunError
+
+from .launches import NO_EVALUATION
+from .measure import (
+    MIB,
+    alternate,
+    count,
+    counts,
+    make_texts,
+    peak_resident,
+    print_json,
+    print_row,
+    result,
+)
+from .speed import RANDOM_LENGTH, add_model_options, open_model
+
+if TYPE_CHECKING:
+    from embed_jax.encoders.spec import EncoderSpec
+    from embed_jax.sentence import SentenceEncoder
+
+PEER = "sentence-transformers"
+DESCRIPTION = """Seconds until a first embedding and a first training step, and of compiling.
+
+Each start is a process from its first instruction on: packages are imported, the model is loaded,
+and one text is embedded, or a file of sentences is read and trained on (unsupervised SimCSE). The
+first start of each side is not counted: after it the compilation cache and the files' pages are
+warm. "peak" is the most memory that the process has held until then. "wait" is how long a step
+waits for its batch, in the median. "tokenising" compares with the tokenizers library by itself.
+Compiling is without a cache; its ratio is that of the deepest model to the shallowest."""
+EXAMPLES = """examples:
+  python -m scripts.bench start --against sentence-transformers
+  python -m scripts.bench start --model sentence-transformers/all-MiniLM-L6-v2 --repeat 3
+  python -m scripts.bench start --sentences 1000000 --layers ''"""
+WIDTHS = (32, 12, 22, 8)
+READY = "bench: ready"
+TEXT = "How long does it take until a first text is embedded?"
+# What a process runs until a first text is embedded, the model's directory as its argument. It then
+# waits until its memory has been read.
+FIRST_EMBEDDING = {
+    "embed-jax": f"""
+import sys, embed_jax
+embed_jax.load(sys.argv[1]).encode([{TEXT!r}])
+print({READY!r}, flush=True)
+sys.stdin.read()""",
+    PEER: f"""
+import sys
+from sentence_transformers import SentenceTransformer
+SentenceTransformer(sys.argv[1], device="cpu").encode([{TEXT!r}])
+print({READY!r}, flush=True)
+sys.stdin.read()""",
+}
+TOKENISED = 20_000  # texts
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    add_model_options(command)
+    command.add_argument("--against", choices=[PEER], help="also its first embedding")
+    command.add_argument(
+        "--sentences",
+        type=count,
+        default=10_000,
+        help="sentences of the file that is trained on (default: %(default)s)",
+    )
+    command.add_argument(
+        "--batch-size", type=count, default=64, help="sentences in a batch (default: %(default)s)"
+    )
+    command.add_argument(
+        "--steps", type=count, default=8, help="steps of the training (default: %(default)s)"
+    )
+    command.add_argument(
+        "--layers",
+        type=counts,
+        default="6,24",
+        help="compile models of so many layers, '' for none (default: %(default)s)",
+    )
+
+
+def check_options(args: argparse.Namespace) -> str | None:
+    """Returns a message about options that cannot be used, or None."""
+    return None if args.sentences >= args.batch_size else "--sentences: expected a batch or more"
+
+
+def bench_start(args: argparse.Namespace) -> None:
+    def show(name: str, unit: str, ours: float, other: float | None = None) -> None:
+        ratio = ours / other if other else None
+        if args.json:
+            print_json(result(f"start/{name}", unit, ours, other, ratio, args.repeat))
+        else:
+            print_row((f"{name}, {unit}", ours, other, ratio), WIDTHS)
+
+    model = open_model(args.model, args.shape, RANDOM_LENGTH, args.dtype)
+    if not args.json:
+        print_row(("", "embed-jax", args.against or "", "ratio"), WIDTHS)
+    with tempfile.TemporaryDirectory() as folder:
+        directory, sentences = Path(folder) / "model", Path(folder) / "sentences.txt"
+        model.save(directory)
+        sentences.write_text("\n".join(make_texts(args.sentences, 10.0)) + "\n")
+        names = ["embed-jax", *filter(None, [args.against])]
+        starts = alternate_starts([_embedding_command(name, directory) for name in names], args)
+        show(
+            "first embedding",
+            "s",
+            *(statistics.median(start.seconds for start in side) for side in starts),
+        )
+        show(
+            "its peak",
+            "MiB",
+            *(statistics.median(start.peak for start in side) / MIB for side in starts),
+        )
+        workdirs = iter(range(args.repeat + 1))
+
+        def train() -> Start:
+            return first_step(directory, sentences, Path(folder) / f"run{next(workdirs)}", args)
+
+        _, *runs = [train() for _ in range(args.repeat + 1)]
+        show("first training step", "s", statistics.median(run.seconds for run in runs))
+        show("its peak", "MiB", statistics.median(run.peak for run in runs) / MIB)
+        waits = [statistics.median(run.waits[1:] or run.waits) for run in runs]
+        show("wait of a step", "ms", 1000 * statistics.median(waits))
+    show("tokenising", "texts/s", *tokenising_rates(model, args.repeat))
+    for name, seconds in compile_seconds(model, sorted(args.layers), args.repeat).items():
+        fewest, *more = seconds.items()
+        show(f"compile {name}, {fewest[0]} layers", "s", fewest[1])
+        for number, taken in more:
+            show(f"compile {name}, {number} layers", "s", taken, fewest[1])
+
+
+# ---- starts of processes -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A start: seconds until a line was printed, peak bytes of the process, waits of its steps."""
+
+    seconds: float
+    peak: int
+    waits: tuple[float, ...] = ()
+
+
+def start_process(command: Sequence[str], until: str) -> Start:
+    """Runs a command to its end, and measures until it prints a line that begins with `until`.
+
+    Raises:
+        RunError: if it ends without that line.
+    """
+    began = time.perf_counter()
+    seconds, peak = 0.0, 0
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert process.stdout is not None and process.stdin is not None
+        for line in process.stdout:
+            if not seconds and line.startswith(until):
+                seconds, peak = time.perf_counter() - began, peak_resident(process.pid)
+                process.stdin.close()
+        if process.wait() or not seconds:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["nothing"])[-1]
+            raise RunError(f"{' '.join(command[:3])} ended with {process.returncode}: {last}")
+    return Start(seconds, peak)
+
+
+def alternate_starts(commands: Sequence[list[str]], args: argparse.Namespace) -> list[list[Start]]:
+    """Returns the starts of each command; they take turns after one that is not counted."""
+    turns = [
+        [start_process(command, READY) for command in commands] for _ in range(args.repeat + 1)
+    ]
+    return [list(side) for side in zip(*turns[1:], strict=True)]
+
+
+def _embedding_command(name: str, directory: Path) -> list[str]:
+    return [sys.executable, "-c", FIRST_EMBEDDING[name], str(directory)]
+
+
+def first_step(model: Path, sentences: Path, workdir: Path, args: argparse.Namespace) -> Start:
+    """Trains by the command that users type, and measures until its first step."""
+    fields: dict[str, Any] = {
+        "model.name": model,
+        "data.train": sentences,
+        "data.max_length": 64,
+        "batch.size": args.batch_size,
+        "train.steps": args.steps,
+        "train.log_every": 1,
+        "checkpoint.every": 0,
+        "tracking.wandb": "disabled",
+        **{name.replace("__", "."): value for name, value in NO_EVALUATION.items()},
+    }
+    command = [sys.executable, "-m", "experiments.simcse", f"--workdir={workdir}"]
+    command += ["--config=configs/simcse/unsup_bert_base.py"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    start = start_process(command, "step 1/")
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return dataclasses.replace(start, waits=tuple(line["wait_seconds"] for line in lines))
+
+
+# ---- inside of a process -------------------------------------------------------------------------
+
+
+def tokenising_rates(model: SentenceEncoder, repeat: int) -> tuple[float, float]:
+    """Returns the texts a second of our tokenizer, and of the library by itself."""
+    texts = make_texts(TOKENISED, 10.0)
+    library = model.tokenizer.backend
+    sides: list[Callable[[], Any]] = [
+        lambda: model.tokenizer.encode(texts),
+        lambda: [each.ids for each in library.encode_batch_fast(texts)],
+    ]
+    seconds = alternate(sides, repeat)
+    ours, alone = (len(texts) / statistics.median(side) for side in seconds)
+    return ours, alone
+
+
+def compile_seconds(
+    model: SentenceEncoder, layers: Sequence[int], repeat: int
+) -> dict[str, dict[int, float]]:
+    """Returns the seconds of compiling the encoder and a training step, by number of layers."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    taken: dict[str, dict[int, list[float]]] = {}
+    for _ in range(repeat):
+        for number in layers:
+            backbone = dataclasses.replace(model.spec.backbone, num_layers=number)
+            spec = dataclasses.replace(model.spec, backbone=backbone)
+            for name, compile in programs(model, spec).items():
+                jax.clear_caches()
+                began = time.perf_counter()
+                compile()
+                of_name = taken.setdefault(name, {})
+                of_name.setdefault(number, []).append(time.perf_counter() - began)
+    return {
+        name: {number: statistics.median(each) for number, each in by_number.items()}
+        for name, by_number in taken.items()
+    }
+
+
+def programs(model: SentenceEncoder, spec: EncoderSpec) -> dict[str, Callable[[], Any]]:
+    """Returns functions that compile the encoder, and a training step, for the model's tokenizer.
+
+    Args:
+        model: whose tokenizer makes a batch.
+        spec: of the encoder.
+    """
+    import jax
+
+    from embed_jax.encoders.build import build_encoder
+
+    from .train import Trainer, pack_pairs
+
+    batch = pack_pairs(model, make_texts(32, 10.0), groups=1, row_length=RANDOM_LENGTH)
+    tokens = jax.tree.map(lambda leaf: leaf[0], batch.tokens["encoder"])
+    encoder = build_encoder(spec)
+    params = jax.jit(encoder.init)(jax.random.key(0))
+    trainer = Trainer(spec, params, "info_nce")
+    placed = trainer.place(batch)
+    return {
+        "encoding": lambda: jax.jit(encoder.apply).lower(params, tokens).compile(),
+        "training": lambda: trainer.step.lower(trainer.state, placed, jax.random.key(0)).compile(),
+    }
