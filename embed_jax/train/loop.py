@@ -222,11 +222,11 @@ def run(
             """Yields all batches to come, from a new source where one ends, and the wait for it."""
             index = start
             while index < num_steps:
-                asked = time.monotonic()
+                since = time.monotonic()
                 with contextlib.closing(batches(index, state)) as some:
                     for index, batch in some:
-                        yield index, batch, time.monotonic() - asked
-                        asked = time.monotonic()
+                        yield index, batch, time.monotonic() - since
+                        since = time.monotonic()
                 index += 1
 
         to_train = start < num_steps and not best.stopped

@@ -41,6 +41,7 @@ EXAMPLES = """examples:
 PEER = "sentence-transformers"
 NEGATIVES = 4
 WIDTHS = (24, 14, 14, 8)
+PEER_WIDTHS = (12, 12, len(PEER), 8)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -128,16 +129,17 @@ def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
     turns = [
         [in_fresh_process(__name__, side, options) for side in sides] for _ in range(args.repeat)
     ]
-    for name, unit, take in (
-        ("all", "s", lambda one: one["corpus"] + one["mining"]),
-        ("memory", "MiB", lambda one: one["memory"]),
-    ):
-        ours, theirs = ([take(turn[side]) for turn in turns] for side in (0, 1))
-        cells = statistics.median(ours), statistics.median(theirs), median_ratio(ours, theirs)
+    if not args.json:
+        print_row(("", "embed-jax", args.against, "ratio"), PEER_WIDTHS)
+    for name, unit, parts in (("all", "s", ("corpus", "mining")), ("memory", "MiB", ("memory",))):
+        ours, peers = (
+            [sum(turn[side][part] for part in parts) for turn in turns] for side in (0, 1)
+        )
+        cells = statistics.median(ours), statistics.median(peers), median_ratio(ours, peers)
         if args.json:
             print_json(result(f"mining/{name}", unit, *cells, args.repeat, against=args.against))
         else:
-            print_row((f"{name}, {unit}", *cells), WIDTHS)
+            print_row((f"{name}, {unit}", *cells), PEER_WIDTHS)
 
 
 def measure_peer(**options: Any) -> dict[str, float]:

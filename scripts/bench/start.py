@@ -87,7 +87,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--layers",
         type=counts,
         default="6,24",
-        help="compile models of so many layers, '' for none (default: %(default)s)",
+        help="layers of the models that are compiled, '' for none (default: %(default)s)",
     )
 
 
@@ -135,10 +135,14 @@ def bench_start(args: argparse.Namespace) -> None:
         show("wait of a step", "ms", 1000 * statistics.median(waits))
     show("tokenising", "texts/s", *tokenising_rates(model, args.repeat))
     for name, seconds in compile_seconds(model, sorted(args.layers), args.repeat).items():
-        fewest, *more = seconds.items()
-        show(f"compile {name}, {fewest[0]} layers", "s", fewest[1])
-        for number, taken in more:
-            show(f"compile {name}, {number} layers", "s", taken, fewest[1])
+        least = min(seconds)
+        for number, taken in seconds.items():
+            show(
+                f"compile {name}, {number} layers",
+                "s",
+                taken,
+                None if number == least else seconds[least],
+            )
 
 
 # ---- starts of processes -------------------------------------------------------------------------
@@ -227,8 +231,8 @@ def tokenising_rates(model: SentenceEncoder, repeat: int) -> tuple[float, float]
         lambda: [each.ids for each in library.encode_batch_fast(texts)],
     ]
     seconds = alternate(sides, repeat)
-    ours, alone = (len(texts) / statistics.median(side) for side in seconds)
-    return ours, alone
+    ours, library_rate = (len(texts) / statistics.median(side) for side in seconds)
+    return ours, library_rate
 
 
 def compile_seconds(

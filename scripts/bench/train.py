@@ -138,27 +138,20 @@ def bench_train(args: argparse.Namespace) -> None:
 
 
 def _print_peaks(name: str, others: Sequence[str], args: argparse.Namespace) -> None:
-    """Prints the peak memory of each side, which takes its steps twice in a process of its own."""
+    """Prints the peak memory of each side, which takes its steps twice in a fresh process."""
     options = {key: value for key, value in vars(args).items() if not callable(value)}
-    mine, *theirs = (
+    mine, *peaks = (
         in_fresh_process(__name__, "measure_peak", {"side": side, "options": options})
         for side in ("", *others)
     )
-    if not theirs:
-        _print_peak(name, mine, None, None, args)
-    for side, peak in zip(others, theirs, strict=True):
-        _print_peak(name, mine, side, peak, args)
-
-
-def _print_peak(
-    name: str, mine: float, side: str | None, peak: float | None, args: argparse.Namespace
-) -> None:
-    ratio = mine / peak if peak else None
-    if args.json:
-        print_json(result(f"{name}/peak", "MiB", mine, peak, ratio, 1, against=side))
-        return
-    than = f", {side} {peak:,.0f} MiB, ratio {ratio:.2f}" if peak else ""
-    print(f"{name}, peak memory of a process: {mine:,.0f} MiB{than}")
+    for side, peak in list(zip(others, peaks, strict=True)) or [("", 0.0)]:
+        ratio = mine / peak if peak else None
+        if args.json:
+            against = {"against": side} if side else {}
+            print_json(result(f"{name}/peak", "MiB", mine, peak or None, ratio, 1, **against))
+        else:
+            than = f", {side} {peak:,.0f} MiB, ratio {ratio:.2f}" if peak else ""
+            print(f"{name}, peak memory of a process: {mine:,.0f} MiB{than}")
 
 
 def measure_peak(side: str, options: dict[str, Any]) -> float:
@@ -175,7 +168,7 @@ def measure_peak(side: str, options: dict[str, Any]) -> float:
 
 
 class Work:
-    """What all sides train: a model, and batches of pairs.
+    """A model and batches of pairs, the same for all sides.
 
     Attributes:
         batches: of each step the first texts of all pairs, then the second ones.
