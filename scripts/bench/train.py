@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 PEER = "sentence-transformers"
 DESCRIPTION = """Pairs per second of training steps, with packing, dropout, clipping and AdamW.
 
-Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter and token, 4 a frozen one;
-recomputation does not count), and their share of the device's peak where that is known (MFU)."""
+"fill_rate" is the share of slots that hold tokens, here and where every column of a batch is as
+long as its longest text. Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter
+and token, 4 a frozen one; recomputation does not count), and their share of the device's peak where
+that is known (MFU)."""
 EXAMPLES = """examples:
   python -m scripts.bench train --init random --shape minilm-l6 --dtype bfloat16
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
@@ -120,6 +122,7 @@ def bench_train(args: argparse.Namespace) -> None:
     tokens, fills = zip(*map(_count_tokens, map(work.pack, work.batches)), strict=True)
     details = {
         "fill_rate": round(statistics.mean(fills), 3),
+        "fill_rate_if_padded": round(statistics.mean(map(work.padded_fill, work.batches)), 3),
         "rows_of": work.row_length,
         "groups": work.groups,
     }
@@ -192,6 +195,12 @@ class Work:
     def pack(self, texts: Sequence[str]) -> Batch:
         """Tokenises and packs the texts of a batch."""
         return pack_pairs(self._model, texts, groups=self.groups, row_length=self.row_length)
+
+    def padded_fill(self, texts: Sequence[str]) -> float:
+        """Returns the share of tokens in a batch where each column is as long as its longest."""
+        lengths = np.array([len(ids) for ids in self._model.tokenizer.encode(texts).ids])
+        columns = lengths.reshape(2, -1)
+        return float(lengths.sum() / (columns.max(axis=1) * columns.shape[1]).sum())
 
     def trainer(self, loss: str) -> Trainer:
         """Returns our training by a loss."""
