@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import math
 import runpy
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ class Table:
         paper: the paper's numbers, by row.
         source: the paper and its table.
         checked: one of CHECKED; numbers from memory or from second hand are not shown.
-        claims: what the paper's numbers say, as rows of which one is better.
+        claims: what the paper's numbers say, or one expects, as rows of which one is better.
         full: config file of the paper's setting; empty: no such config.
         full_metrics: columns in the paper's setting; empty: those of `metrics`.
         minutes: of two cores for a seed of all rows.
@@ -84,8 +85,9 @@ class Table:
         metrics = self.full_metrics or self.metrics
         return dataclasses.replace(self, config=self.full, metrics=metrics)
 
-    def format_value(self, value: float) -> str:
-        return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
+    def format_value(self, value: float, sign: str = "") -> str:
+        """Formats a number with SCALE, to four decimals of the measured one; `sign` may be "+"."""
+        return f"{self.scale * value:{sign}.{max(4 - round(math.log10(self.scale)), 0)}f}"
 
 
 def all_tables() -> list[Path]:
@@ -108,6 +110,10 @@ def read_ablation_table(file: Path) -> Table:
     except Exception as error:
         raise InputError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
     fields = [field.name for field in dataclasses.fields(Table) if field.name not in BY_ITSELF]
+    constants = [field.upper() for field in fields]
+    for name in defined:
+        if name not in constants and difflib.get_close_matches(name, constants, 1, 0.85):
+            raise InputError(f"{file}: {unknown('constant', name, constants)}")
     values = {name: defined[name.upper()] for name in fields if name.upper() in defined}
     for name, kind in KINDS.items():
         if name not in values:
@@ -176,7 +182,7 @@ def _check_paper(table: Table) -> None:
             raise InputError(f"{table.file}: PAPER: " + unknown("row", row, table.rows))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{table.file}: PAPER[{row!r}]: expected a number, found {value!r}")
-    if (table.paper or table.claims) and not table.source:
+    if table.paper and not table.source:
         raise InputError(f"{table.file}: SOURCE: expected the paper and its table, found ''")
     if table.paper and table.checked not in CHECKED:
         raise InputError(

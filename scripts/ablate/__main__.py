@@ -12,8 +12,8 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
                                                    where they are, and whether they were checked
                                                    against its "text" or the authors' "repository"
   CLAIMS = {"dropout is needed": ("p = 0.1", ">", "p = 0.0")}
-                                                   optional: what the paper's numbers say; each gets
-                                                   the verdict of our seeds
+                                                   optional: what the paper's numbers say, or you
+                                                   expect; each gets the verdict of our seeds
   FULL = "configs/simcse/unsup_bert_base.py"       optional: the paper's setting, for --full
   FULL_METRICS = ("test/recall@10",)               optional: its columns, if others than METRICS
   MINUTES, GPU_HOURS = 6, 20                       optional: what a seed of all rows costs, of
@@ -46,7 +46,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from embed_jax.errors import InputError, RunError, exit_with_one_line, require
+from embed_jax.errors import InputError, RunError, exit_with_one_line, require, warn
 from embed_jax.registry import unknown
 from embed_jax.train.ablation import AblationRun, perform_runs, plan_runs
 from embed_jax.train.ablation_table import BY_SIZE, Table, all_tables, read_ablation_table
@@ -115,7 +115,7 @@ def main() -> None:
         outputs = [args.output, args.results and args.results / "table.json"]
         outputs = [files.enter_context(whole_file(path)) for path in outputs if path]
         page = args.results and files.enter_context(whole_file(args.results / "README.md"))
-        performed = perform(list(itertools.chain(*by_setting.values())))
+        performed = perform(table, list(itertools.chain(*by_setting.values())))
         runs, chosen = choose(by_setting) if args.grid else (performed, {})
         print()
         report = Report(table, runs, args.overrides, chosen)
@@ -163,10 +163,18 @@ def track(report: Report, workdir: Path, pictures: Sequence[Path]) -> None:
     tracker.close()
 
 
-def perform(runs: Sequence[AblationRun]) -> list[AblationRun]:
-    """Performs the runs with a line about each, and returns them."""
+def perform(table: Table, runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Performs the runs with a line about each, and returns them.
+
+    A metric that the first one has not is told at once, and once only: other rows may have it.
+    """
+    missing: set[str] | None = None
     for position, (run, line) in enumerate(perform_runs(runs), 1):
         print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: {line}", flush=True)
+        if missing is None and run.metrics:
+            missing = set(table.metrics) - set(run.metrics)
+            for metric in sorted(missing):
+                warn(f"{table.file}: METRICS: {unknown('metric', metric, run.metrics)}")
     return list(runs)
 
 
@@ -208,9 +216,13 @@ def choose(
 
 def list_tables() -> None:
     """Prints all tables of the project: paper, rows, costs, and whether there are results."""
-    rows = []
+    rows, errors = [], []
     for file in all_tables():
-        table = read_ablation_table(file)
+        try:
+            table = read_ablation_table(file)
+        except InputError as error:
+            errors.append(str(error))
+            continue
         rows.append(
             [
                 "/".join(file.parts[-4:]),
@@ -222,6 +234,8 @@ def list_tables() -> None:
             ]
         )
     print_table(["table", "paper", "rows", "minutes, 2 cores", "GPU hours", "results"], rows)
+    if errors:
+        raise InputError("; ".join(errors))
 
 
 def read_results(file: Path) -> str:

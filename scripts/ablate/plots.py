@@ -84,8 +84,9 @@ def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form
 def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
     """Draws the first metric of each row, beside the paper's number if there are any.
 
-    Dots are single seeds, bars 95 % intervals of the mean. The axes of the two panels differ: ours
-    are of a smaller model and less data.
+    Dots are single seeds, bars 95 % intervals of the mean; where they are wider than the panel,
+    which is at most three times as wide as the means differ, they have no ends. The axes of the two
+    panels differ: ours are of a smaller model and less data.
     """
     from matplotlib import pyplot
 
@@ -98,7 +99,7 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
         sharey=True,
         squeeze=False,
     )
-    ours = panels[0][0]
+    ours, widest = panels[0][0], 0.0
     for place, row in enumerate(rows):
         own = [run for run in runs if run.row == row and metric in run.metrics]
         values = [table.scale * run.metrics[metric] for run in own]
@@ -106,16 +107,20 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
             continue
         interval = student_interval(values)
         if len(values) > 1:
-            ours.plot([interval.low, interval.high], [place, place], "-", color="C0", alpha=0.5)
+            ends = [interval.low, interval.high]
+            ours.plot(ends, [place, place], "-", color="C0", alpha=0.5)
+            ours.plot(ends, [place, place], "|", color="C0", alpha=0.5)
+            widest = max(widest, interval.high - interval.low)
         ours.plot(values, [place] * len(values), ".", color="C0", alpha=0.6)
         ours.plot(interval.mean, place, "o", color="C0", markersize=8)
     means = [line.get_xdata()[0] for line in ours.get_lines() if line.get_marker() == "o"]
-    if means and max(means) > min(means):  # an interval of two seeds may be wider than the panel
-        margin = 0.25 * (max(means) - min(means))
+    if means and (reach := max(means) - min(means)):
+        margin = min(max(0.25 * reach, 0.6 * widest), reach)
         ours.set_xlim(min(means) - margin, max(means) + margin)
+    ours.locator_params(axis="x", nbins=5)
     ours.set(
         title="ours" if table.paper else "",
-        xlabel=metric,
+        xlabel=f"{metric}, 95 % intervals over seeds" if widest else metric,
         yticks=range(len(rows)),
         yticklabels=rows,
     )

@@ -70,10 +70,10 @@ class Report:
     def remarks(self) -> list[str]:
         """Returns lines below the table: the source, tau, and a verdict for each claim."""
         table = self.table
-        if not (table.paper or table.claims):
-            return []
-        checked = f" (numbers checked against its {table.checked})" if table.paper else ""
-        lines = [f"paper: {table.source}{checked}"]
+        lines = []
+        if table.source and (table.paper or table.claims):
+            checked = f" (numbers checked against its {table.checked})" if table.paper else ""
+            lines.append(f"paper: {table.source}{checked}")
         if tau := self._tau:
             lines.append(
                 f"Kendall's tau of our rows with the paper's: {tau.mean:.2f} "
@@ -92,11 +92,12 @@ class Report:
     def _verdict(self, verdict: Verdict) -> str:
         if verdict.gain is None:
             return f"{verdict.claim}: {verdict.verdict} (no seed has both rows)"
-        gain, scale = verdict.gain, self.table.scale
-        ends = f" [{scale * gain.low:+.2f}, {scale * gain.high:+.2f}]" if gain.n > 1 else ""
-        return (
-            f"{verdict.claim}: {verdict.verdict} ({scale * gain.mean:+.2f}{ends}, {_seeds(gain.n)})"
+        gain = verdict.gain
+        mean, low, high = (
+            self.table.format_value(value, "+") for value in (gain.mean, gain.low, gain.high)
         )
+        ends = f" [{low}, {high}]" if gain.n > 1 else ""
+        return f"{verdict.claim}: {verdict.verdict} ({mean}{ends}, {_seeds(gain.n)})"
 
     def as_json(self) -> dict[str, Any]:
         """Returns all numbers as measured, without SCALE."""
