@@ -238,6 +238,8 @@ def as_json(
         content |= scores_by_name(results) | {
             "n": sum(len(result.outcome.items) for result in results)
         }
+        seen = {result.name: result.details.get("overlap") for result in results}
+        content |= {"overlap": seen} if any(seen.values()) else {}
     if baseline:
         content["baseline"] = {"name": baseline.model, **scores_by_name([baseline])}
     return content

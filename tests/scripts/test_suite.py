@@ -114,6 +114,14 @@ def test_training_overlap_is_said(run, tiny_model, sts, tmp_path, sentences):
     assert overlap["items"] >= 1 and overlap["clean"] is not None
     assert f"{overlap['items']} of 30 pairs share 8 words in a row with the training data" in out
 
+    other = tmp_path / "other.tsv"
+    other.write_text(sts.read_text())
+    arguments = ("--task", "sts", "--data", f"{sts},{other}", *arguments[4:])
+    status, _, err = run(evaluate, "--model", tiny_model, *arguments)
+    assert (status, err) == (0, "")
+    by_data = json.loads(output.read_text())["overlap"]
+    assert by_data == {sts.stem: overlap, "other": overlap}
+
 
 class Embeddings(BaseHTTPRequestHandler):
     """An API like OpenAI's; a text's vector is made of its bytes, so similar texts are near."""
