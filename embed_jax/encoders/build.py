@@ -78,11 +78,11 @@ def build_encoder(
         remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix
             products with parameters too; "none" keeps everything.
         attention: "auto", or an implementation by name; see attention.attention.
-        unroll: layers per iteration of the scan over layers; None: all of them, up to 12, when
-            training on CPU (with a dropout key), else 1. A step is a tenth faster there without
-            the loop, but takes longer to compile, with 24 layers 14 s instead of 4; parts of 4 or
-            6 layers are slower than either. Without gradients the loop is as fast or faster, since
-            no weight is copied.
+        unroll: layers per iteration of the scan over layers; None: all of them when training a
+            model of at most 12 on CPU (with a dropout key), else 1. A step is a tenth faster there
+            without the loop, but takes longer to compile, with 24 layers 14 s instead of 4; parts
+            of 4 or 6 layers are slower than either. Without gradients the loop is as fast or
+            faster, since no weight is copied.
         same_mask_columns: C, the number of texts of an example, if all of them are to have one
             dropout mask: position by position they lose the same numbers, wherever they are packed
             (SimCSE's "fixed 0.1", Gao et al. 2021, table 3). As in `types.Batch`, sentence c * E +

@@ -106,7 +106,7 @@ def _settings(run: TrainingRun, step: int) -> Iterator[tuple[str, str]]:
     for metric, name, form in (
         ("tokens_per_second", "tokens a second (median)", "{:,.0f}"),
         ("mfu", "model FLOPs utilisation (median)", "{:.2f}"),
-        ("wait_seconds", "seconds that a step waits for its batch (median)", "{:.3f}"),
+        ("wait_seconds", "seconds of a step spent on waiting for batches (median)", "{:.3f}"),
     ):
         if (value := run.median(metric)) is not None:
             yield name, form.format(value)

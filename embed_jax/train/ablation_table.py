@@ -40,7 +40,7 @@ class Table:
         paper: the paper's numbers, by row.
         source: the paper and its table.
         checked: one of CHECKED; numbers from memory or from second hand are not shown.
-        claims: what the paper's numbers say, or one expects, as rows of which one is better.
+        claims: what the paper's numbers say, or its author expects: which of two rows is better.
         full: config file of the paper's setting; empty: no such config.
         full_metrics: columns in the paper's setting; empty: those of `metrics`.
         minutes: of two cores for a seed of all rows.
@@ -112,7 +112,8 @@ def read_ablation_table(file: Path) -> Table:
     fields = [field.name for field in dataclasses.fields(Table) if field.name not in BY_ITSELF]
     constants = [field.upper() for field in fields]
     for name in defined:
-        if name not in constants and difflib.get_close_matches(name, constants, 1, 0.85):
+        meant = difflib.get_close_matches(name, constants, 1, 0.8) if name.isupper() else []
+        if name not in constants and meant and meant[0] not in defined:
             raise InputError(f"{file}: {unknown('constant', name, constants)}")
     values = {name: defined[name.upper()] for name in fields if name.upper() in defined}
     for name, kind in KINDS.items():

@@ -157,14 +157,12 @@ def run(
         elif start:
             progress.say(f"from {config.train.from_checkpoint} at step {start}/{num_steps}")
 
-        clock = time.monotonic()
+        clock, waited = time.monotonic(), 0.0  # of the last line; for batches, since then
         losses: list[float] = []  # since the last evaluation
 
-        def line_of(
-            step: int, batch: Batch, waited: float, metrics: Mapping[str, Any]
-        ) -> dict[str, float]:
+        def line_of(step: int, batch: Batch, metrics: Mapping[str, Any]) -> dict[str, float]:
             """Waits for a step's metrics, refuses a loss that is not finite, shows the progress."""
-            nonlocal clock
+            nonlocal clock, waited
             _check_finite(step, batch, metrics, checkpoints)
             line = {name: float(value) for name, value in metrics.items() if name != "finite"}
             # A metric of a data set that the batch has nothing of is not a number.
@@ -184,7 +182,7 @@ def run(
             if mfu is not None:
                 line["mfu"] = mfu
             waiting = waited / max(now - clock, 1e-9)
-            clock = now
+            clock, waited = now, 0.0
             losses.append(line["loss"])
             progress.step(step, line["loss"], line["tokens_per_second"], waiting)
             return line
@@ -218,14 +216,16 @@ def run(
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
             return metrics
 
-        def upcoming() -> Generator[tuple[int, Batch, float], None, None]:
-            """Yields all batches to come, from a new source where one ends, and the wait for it."""
+        def upcoming() -> Generator[tuple[int, Batch], None, None]:
+            """Yields all batches to come, from a new source where one ends."""
+            nonlocal waited
             index = start
             while index < num_steps:
                 since = time.monotonic()
                 with contextlib.closing(batches(index, state)) as some:
                     for index, batch in some:
-                        yield index, batch, time.monotonic() - since
+                        waited += time.monotonic() - since
+                        yield index, batch
                         since = time.monotonic()
                 index += 1
 
@@ -235,9 +235,9 @@ def run(
         if evaluate is not None and restored is None and start == 0:
             log(0, evaluated(0))
 
-        pending: tuple[int, Batch, float, dict] | None = None
+        pending: tuple[int, Batch, dict] | None = None
         if to_train:
-            for index, batch, waited in stack.enter_context(contextlib.closing(upcoming())):
+            for index, batch in stack.enter_context(contextlib.closing(upcoming())):
                 step = index + 1
                 if index == max(trace[0], start) < trace[1]:
                     jax.profiler.start_trace(str(workdir / "profile"))
@@ -251,7 +251,7 @@ def run(
                     log(
                         pending[0], line_of(*pending)
                     )  # the device works on step n while n - 1 is written
-                pending = (step, batch, waited, metrics)
+                pending = (step, batch, metrics)
 
                 last = step == num_steps
                 due_evaluation = evaluate is not None and is_evaluated(

@@ -157,7 +157,7 @@ class Progress:
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, loss: float, tokens_per_second: float, waiting: float = 0.0) -> None:
-        """Shows a step; `waiting` is the share of its time that it waited for its batch."""
+        """Shows a step; `waiting` is the share of the time since the last one spent on batches."""
         shown = [f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
         if waiting >= SHOWN_WAIT:
             shown.append(f"{waiting:.0%} waiting for data")

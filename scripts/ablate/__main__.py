@@ -166,7 +166,7 @@ def track(report: Report, workdir: Path, pictures: Sequence[Path]) -> None:
 def perform(table: Table, runs: Sequence[AblationRun]) -> list[AblationRun]:
     """Performs the runs with a line about each, and returns them.
 
-    A metric that the first one has not is told at once, and once only: other rows may have it.
+    It warns of metrics that the first run lacks, once: other rows may have them.
     """
     missing: set[str] | None = None
     for position, (run, line) in enumerate(perform_runs(runs), 1):

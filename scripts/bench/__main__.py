@@ -1,8 +1,8 @@
 """Measures speed and memory of encoding, training, attention, losses, caching and many devices.
 
-Needs only jax, flax, optax, transformers, jaxtyping and numpy; only suite needs data files and
-weights, and --against needs sentence-transformers or another library. The sides of a comparison
-take turns, and medians are printed.
+Needs only jax, flax, optax, transformers, jaxtyping and numpy (start trains, and needs the extra
+train); only suite needs data files and weights, and --against needs sentence-transformers or
+another library. The sides of a comparison take turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ EXAMPLES = """examples:
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model MODEL --against mteb
 
---json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode, pairs
-and train give rates: a ratio above 1 means that ours is faster. The others give seconds, MiB and
-differences: a ratio above 1 is a cost."""
+--json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. Rates, whose
+unit ends in "/s", have a ratio above 1 where ours is faster; of seconds, MiB and differences a
+ratio above 1 is a cost."""
 
 
 def main() -> None:

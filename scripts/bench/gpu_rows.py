@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,9 @@ def peer_train_row(shape: str, length: int, slots: int) -> dict[str, Any]:
     if not launches.is_installed("sentence_transformers"):
         return {"note": "sentence-transformers is not installed"}
     texts = _texts(max(slots // length, 2) // 2 * 2, length)
-    steps = their_steps(random_model(shape, length), [texts], DTYPE)
+    with tempfile.TemporaryDirectory() as folder:
+        random_model(shape, length).save(Path(folder) / "model")
+        steps = their_steps(Path(folder) / "model", [texts], DTYPE)
     seconds = time_program(steps, (), RUNS)
     return {"rate": len(texts) * length / seconds, "unit": "tokens", "ms": 1000 * seconds}
 

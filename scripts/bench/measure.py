@@ -196,6 +196,14 @@ def peak_resident(process: int | str = "self") -> int:
         return largest if sys.platform == "darwin" else largest * 1024
 
 
+def fresh_environment() -> dict[str, str]:
+    """Returns the environment of a process that imports this package wherever it runs."""
+    here = str(Path(__file__).parents[__name__.count(".")])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    # Several processes use the accelerator's memory, so none may take it all in advance.
+    return {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
 def in_fresh_process(
     module: str, function: str, arguments: dict[str, Any], **variables: str
 ) -> Any:
@@ -216,17 +224,9 @@ def in_fresh_process(
         f"import json, sys; from {module} import {function} as f; "
         "print(json.dumps(f(**json.loads(sys.argv[1]))))"
     )
-    path = os.pathsep.join(
-        filter(
-            None, [str(Path(__file__).parents[__name__.count(".")]), os.environ.get("PYTHONPATH")]
-        )
-    )
-    # Several processes use the accelerator's memory, so none may take it all in advance.
-    environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment |= variables
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
-        env=environment,
+        env=fresh_environment() | variables,
         capture_output=True,
         text=True,
         check=False,

@@ -23,6 +23,7 @@ from .measure import (
     result,
 )
 from .speed import open_model
+from .train import load_peer
 
 DESCRIPTION = """Time and memory of mining hard negatives, for a quarter of the queries and for all.
 
@@ -83,8 +84,8 @@ def check_options(args: argparse.Namespace) -> str | None:
         return f"--queries: expected 4 or more, found {args.queries}"
     if args.queries > args.passages:
         return f"--queries: expected at most --passages {args.passages}, found {args.queries}"
-    if args.against and args.strategy != "dense":
-        return f"--against: expected --strategy dense, found {args.strategy}"
+    if args.against and (args.strategy != "dense" or args.on_disk):
+        return "--against: expected --strategy dense without --on-disk"
     return None
 
 
@@ -135,7 +136,8 @@ def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
         ours, peers = (
             [sum(turn[side][part] for part in parts) for turn in turns] for side in (0, 1)
         )
-        cells = statistics.median(ours), statistics.median(peers), median_ratio(ours, peers)
+        ratio = median_ratio(ours, peers) if all(peers) else None
+        cells = statistics.median(ours), statistics.median(peers), ratio
         if args.json:
             print_json(result(f"mining/{name}", unit, *cells, args.repeat, against=args.against))
         else:
@@ -145,13 +147,12 @@ def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
 def measure_peer(**options: Any) -> dict[str, float]:
     """Returns what `measure_mining` does, of sentence-transformers' `mine_hard_negatives`."""
     import datasets
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
     pairs, corpus = make_pairs(options["queries"], options["passages"], options["words"])
     with tempfile.TemporaryDirectory() as directory:
         open_model(options["model"], options["shape"], 0, "float32").save(Path(directory))
-        model = SentenceTransformer(directory, device="cpu")
+        model = load_peer(Path(directory))
     model.encode(corpus[:64])
     began = time.perf_counter()
     grown = peak_growth(

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_jax.errors import RunError
 
-from .launches import NO_EVALUATION
+from ..commands import PARENT
+from .launches import NO_EVALUATION, missing_packages
 from .measure import (
     MIB,
     alternate,
     count,
     counts,
+    fresh_environment,
     make_texts,
     peak_resident,
     print_json,
@@ -41,7 +43,7 @@ Each start is a process from its first instruction on: packages are imported, th
 and one text is embedded, or a file of sentences is read and trained on (unsupervised SimCSE). The
 first start of each side is not counted: after it the compilation cache and the files' pages are
 warm. "peak" is the most memory that the process has held until then. "wait" is how long a step
-waits for its batch, in the median. "tokenising" compares with the tokenizers library by itself.
+waits for its batch, in the median with the tokenizers library by itself.
 Compiling is without a cache; its ratio is that of the deepest model to the shallowest."""
 EXAMPLES = """examples:
   python -m scripts.bench start --against sentence-transformers
@@ -50,27 +52,28 @@ EXAMPLES = """examples:
 WIDTHS = (32, 12, 22, 8)
 READY = "bench: ready"
 TEXT = "How long does it take until a first text is embedded?"
-# What a process runs until a first text is embedded, the model's directory as its argument. It then
-# waits until its memory has been read.
+# What a process runs until a first text is embedded, the model's directory and the compute dtype as
+# its arguments. It then waits until its memory has been read.
 FIRST_EMBEDDING = {
     "embed-jax": f"""
 import sys, embed_jax
-embed_jax.load(sys.argv[1]).encode([{TEXT!r}])
+embed_jax.load(sys.argv[1], compute_dtype=sys.argv[2]).encode([{TEXT!r}])
 print({READY!r}, flush=True)
 sys.stdin.read()""",
     PEER: f"""
 import sys
 from sentence_transformers import SentenceTransformer
-SentenceTransformer(sys.argv[1], device="cpu").encode([{TEXT!r}])
+SentenceTransformer(sys.argv[1]).encode([{TEXT!r}])
 print({READY!r}, flush=True)
 sys.stdin.read()""",
 }
 TOKENISED = 20_000  # texts
+AHEAD = 8  # first steps, whose batches were made while the first one was compiled
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add_model_options(command)
-    command.add_argument("--against", choices=[PEER], help="also its first embedding")
+    command.add_argument("--against", choices=[PEER], help="also a first embedding there")
     command.add_argument(
         "--sentences",
         type=count,
@@ -81,7 +84,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=count, default=64, help="sentences in a batch (default: %(default)s)"
     )
     command.add_argument(
-        "--steps", type=count, default=8, help="steps of the training (default: %(default)s)"
+        "--steps", type=count, default=30, help="steps of the training (default: %(default)s)"
     )
     command.add_argument(
         "--layers",
@@ -93,7 +96,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def check_options(args: argparse.Namespace) -> str | None:
     """Returns a message about options that cannot be used, or None."""
-    return None if args.sentences >= args.batch_size else "--sentences: expected a batch or more"
+    if missing := missing_packages():
+        return f"training needs {', '.join(missing)}"
+    if args.sentences < args.batch_size:
+        return f"--sentences: expected {args.batch_size} or more, found {args.sentences}"
+    return None
 
 
 def bench_start(args: argparse.Namespace) -> None:
@@ -112,37 +119,29 @@ def bench_start(args: argparse.Namespace) -> None:
         model.save(directory)
         sentences.write_text("\n".join(make_texts(args.sentences, 10.0)) + "\n")
         names = ["embed-jax", *filter(None, [args.against])]
-        starts = alternate_starts([_embedding_command(name, directory) for name in names], args)
+        commands = {name: _embedding_command(name, directory, args.dtype) for name in names}
+        starts = alternate_starts(commands, args.repeat)
         show(
             "first embedding",
             "s",
             *(statistics.median(start.seconds for start in side) for side in starts),
         )
         show(
-            "its peak",
+            "peak of the first embedding",
             "MiB",
             *(statistics.median(start.peak for start in side) / MIB for side in starts),
         )
-        workdirs = iter(range(args.repeat + 1))
-
-        def train() -> Start:
-            return first_step(directory, sentences, Path(folder) / f"run{next(workdirs)}", args)
-
-        _, *runs = [train() for _ in range(args.repeat + 1)]
+        _, *runs = [first_step(directory, sentences, args) for _ in range(args.repeat + 1)]
         show("first training step", "s", statistics.median(run.seconds for run in runs))
-        show("its peak", "MiB", statistics.median(run.peak for run in runs) / MIB)
-        waits = [statistics.median(run.waits[1:] or run.waits) for run in runs]
+        show("peak of the first step", "MiB", statistics.median(run.peak for run in runs) / MIB)
+        waits = [statistics.median(run.waits[AHEAD:] or run.waits) for run in runs]
         show("wait of a step", "ms", 1000 * statistics.median(waits))
     show("tokenising", "texts/s", *tokenising_rates(model, args.repeat))
     for name, seconds in compile_seconds(model, sorted(args.layers), args.repeat).items():
         least = min(seconds)
-        for number, taken in seconds.items():
-            show(
-                f"compile {name}, {number} layers",
-                "s",
-                taken,
-                None if number == least else seconds[least],
-            )
+        for depth, compiling in seconds.items():
+            shallowest = None if depth == least else seconds[least]
+            show(f"compile {name}, {depth} layers", "s", compiling, shallowest)
 
 
 # ---- starts of processes -------------------------------------------------------------------------
@@ -157,51 +156,64 @@ class Start:
     waits: tuple[float, ...] = ()
 
 
-def start_process(command: Sequence[str], until: str) -> Start:
+def start_process(name: str, command: Sequence[str], until: str) -> Start:
     """Runs a command to its end, and measures until it prints a line that begins with `until`.
+
+    Args:
+        name: what a message calls it.
+        command: the program and its arguments.
+        until: the beginning of the line.
 
     Raises:
         RunError: if it ends without that line.
     """
     began = time.perf_counter()
     seconds, peak = 0.0, 0
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            cwd=Path(__file__).parents[2],
-        )
+            env=fresh_environment(),
+        ) as process,
+    ):
         assert process.stdout is not None and process.stdin is not None
-        for line in process.stdout:
-            if not seconds and line.startswith(until):
-                seconds, peak = time.perf_counter() - began, peak_resident(process.pid)
-                process.stdin.close()
-        if process.wait() or not seconds:
+        try:
+            for line in process.stdout:
+                if not seconds and line.startswith(until):
+                    seconds, peak = time.perf_counter() - began, peak_resident(process.pid)
+                    process.stdin.close()
+            process.wait()
+        finally:
+            process.terminate()
+        if process.returncode or not seconds:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["nothing"])[-1]
-            raise RunError(f"{' '.join(command[:3])} ended with {process.returncode}: {last}")
+            raise RunError(f"{name} ended with {process.returncode}: {last}")
     return Start(seconds, peak)
 
 
-def alternate_starts(commands: Sequence[list[str]], args: argparse.Namespace) -> list[list[Start]]:
+def alternate_starts(commands: Mapping[str, Sequence[str]], repeat: int) -> list[list[Start]]:
     """Returns the starts of each command; they take turns after one that is not counted."""
     turns = [
-        [start_process(command, READY) for command in commands] for _ in range(args.repeat + 1)
+        [start_process(name, command, READY) for name, command in commands.items()]
+        for _ in range(repeat + 1)
     ]
     return [list(side) for side in zip(*turns[1:], strict=True)]
 
 
-def _embedding_command(name: str, directory: Path) -> list[str]:
-    return [sys.executable, "-c", FIRST_EMBEDDING[name], str(directory)]
+def _embedding_command(name: str, directory: Path, dtype: str) -> list[str]:
+    return [sys.executable, "-c", FIRST_EMBEDDING[name], str(directory), dtype]
 
 
-def first_step(model: Path, sentences: Path, workdir: Path, args: argparse.Namespace) -> Start:
-    """Trains by the command that users type, and measures until its first step."""
+def first_step(model: Path, sentences: Path, args: argparse.Namespace) -> Start:
+    """Trains by the command that users type, and measures until the line of its first step."""
     fields: dict[str, Any] = {
         "model.name": model,
+        "model.compute_dtype": args.dtype,
         "data.train": sentences,
         "data.max_length": 64,
         "batch.size": args.batch_size,
@@ -211,12 +223,14 @@ def first_step(model: Path, sentences: Path, workdir: Path, args: argparse.Names
         "tracking.wandb": "disabled",
         **{name.replace("__", "."): value for name, value in NO_EVALUATION.items()},
     }
-    command = [sys.executable, "-m", "experiments.simcse", f"--workdir={workdir}"]
-    command += ["--config=configs/simcse/unsup_bert_base.py"]
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
-    start = start_process(command, "step 1/")
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return dataclasses.replace(start, waits=tuple(line["wait_seconds"] for line in lines))
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, "-m", f"{PARENT}experiments.simcse", f"--workdir={workdir}/run"]
+        command += ["--config=configs/simcse/unsup_bert_base.py"]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        start = start_process("experiments.simcse", command, "step 1/")
+        lines = (Path(workdir) / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    waits = tuple(json.loads(line)["wait_seconds"] for line in lines)
+    return dataclasses.replace(start, waits=waits)
 
 
 # ---- inside of a process -------------------------------------------------------------------------
@@ -240,22 +254,29 @@ def compile_seconds(
 ) -> dict[str, dict[int, float]]:
     """Returns the seconds of compiling the encoder and a training step, by number of layers."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
+    seconds: dict[str, dict[int, list[float]]] = {}
+    cached = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
-    taken: dict[str, dict[int, list[float]]] = {}
-    for _ in range(repeat):
-        for number in layers:
-            backbone = dataclasses.replace(model.spec.backbone, num_layers=number)
-            spec = dataclasses.replace(model.spec, backbone=backbone)
-            for name, compile in programs(model, spec).items():
-                jax.clear_caches()
-                began = time.perf_counter()
-                compile()
-                of_name = taken.setdefault(name, {})
-                of_name.setdefault(number, []).append(time.perf_counter() - began)
+    compilation_cache.reset_cache()  # it remembers whether it was used
+    try:
+        for _ in range(repeat):
+            for count_of_layers in layers:
+                backbone = dataclasses.replace(model.spec.backbone, num_layers=count_of_layers)
+                spec = dataclasses.replace(model.spec, backbone=backbone)
+                for name, build in programs(model, spec).items():
+                    jax.clear_caches()
+                    began = time.perf_counter()
+                    build()
+                    by_depth = seconds.setdefault(name, {})
+                    by_depth.setdefault(count_of_layers, []).append(time.perf_counter() - began)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
     return {
-        name: {number: statistics.median(each) for number, each in by_number.items()}
-        for name, by_number in taken.items()
+        name: {depth: statistics.median(each) for depth, each in by_depth.items()}
+        for name, by_depth in seconds.items()
     }
 
 
@@ -274,9 +295,10 @@ def programs(model: SentenceEncoder, spec: EncoderSpec) -> dict[str, Callable[[]
 
     batch = pack_pairs(model, make_texts(32, 10.0), groups=1, row_length=RANDOM_LENGTH)
     tokens = jax.tree.map(lambda leaf: leaf[0], batch.tokens["encoder"])
-    encoder = build_encoder(spec)
+    dtype = model.compute_dtype
+    encoder = build_encoder(spec, compute_dtype=dtype)
     params = jax.jit(encoder.init)(jax.random.key(0))
-    trainer = Trainer(spec, params, "info_nce")
+    trainer = Trainer(spec, params, "info_nce", dtype=dtype, devices=1)
     placed = trainer.place(batch)
     return {
         "encoding": lambda: jax.jit(encoder.apply).lower(params, tokens).compile(),

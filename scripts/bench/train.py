@@ -96,7 +96,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s"
     )
     command.add_argument(
-        "--memory", action="store_true", help="also the peak memory of a process of each side"
+        "--memory",
+        action="store_true",
+        help="also the peak memory of a process of each side, not of an accelerator",
     )
 
 
@@ -115,7 +117,7 @@ def bench_train(args: argparse.Namespace) -> None:
     work = Work(args)
     others = [args.against] if args.against else []
     ours = work.trainer(args.loss)
-    sides = [lambda: ours.take_all(map(work.pack, work.batches)), *map(work.steps_of, others)]
+    sides = [work.steps_by(ours), *map(work.steps_of, others)]
     seconds = alternate(sides, args.repeat)
     size = args.batch_size
     rates = [[size * args.steps / second for second in side] for side in seconds]
@@ -143,10 +145,18 @@ def bench_train(args: argparse.Namespace) -> None:
 def _print_peaks(name: str, others: Sequence[str], args: argparse.Namespace) -> None:
     """Prints the peak memory of each side, which takes its steps twice in a fresh process."""
     options = {key: value for key, value in vars(args).items() if not callable(value)}
-    mine, *peaks = (
-        in_fresh_process(__name__, "measure_peak", {"side": side, "options": options})
-        for side in ("", *others)
-    )
+    mine = in_fresh_process(__name__, "measure_peak", {"side": "", "options": options})
+    peaks = []
+    for side in others:
+        if side != PEER:
+            arguments = {"side": side, "options": options}
+            peaks.append(in_fresh_process(__name__, "measure_peak", arguments))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            work = Work(args)
+            work.save_model(Path(folder) / "model")
+            peer = {"directory": f"{folder}/model", "dtype": args.dtype, "batches": work.batches}
+            peaks.append(in_fresh_process(__name__, "measure_peer_peak", peer))
     for side, peak in list(zip(others, peaks, strict=True)) or [("", 0.0)]:
         ratio = mine / peak if peak else None
         if args.json:
@@ -158,13 +168,21 @@ def _print_peaks(name: str, others: Sequence[str], args: argparse.Namespace) -> 
 
 
 def measure_peak(side: str, options: dict[str, Any]) -> float:
-    """Returns the most MiB that this process has held, after the steps of one side.
+    """Returns the most MiB that this process has held, after the steps of one side here.
 
     Args:
-        side: "" for ours, or the other side's name.
+        side: "" for ours, or another loss.
         options: of the command.
     """
-    steps = Work(argparse.Namespace(**options)).steps_of(side)
+    return _peak_after(Work(argparse.Namespace(**options)).steps_of(side))
+
+
+def measure_peer_peak(directory: str, batches: list[list[str]], dtype: str) -> float:
+    """Returns the most MiB that a process of sentence-transformers has held."""
+    return _peak_after(their_steps(Path(directory), batches, dtype))
+
+
+def _peak_after(steps: Callable[[], None]) -> float:
     for _ in range(2):
         steps()
     return peak_resident() / MIB
@@ -214,9 +232,17 @@ class Work:
     def steps_of(self, side: str) -> Callable[[], None]:
         """Returns the steps of sentence-transformers, of another loss here, or of ours for ""."""
         if side == PEER:
-            return their_steps(self._model, self.batches, self._args.dtype)
-        trainer = self.trainer(side or self._args.loss)
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_model(Path(folder) / "model")
+                return their_steps(Path(folder) / "model", self.batches, self._args.dtype)
+        return self.steps_by(self.trainer(side or self._args.loss))
+
+    def steps_by(self, trainer: Trainer) -> Callable[[], None]:
         return lambda: trainer.take_all(map(self.pack, self.batches))
+
+    def save_model(self, directory: Path) -> None:
+        """Saves the model as sentence-transformers loads it."""
+        self._model.save(directory)
 
 
 def _row_length(model: SentenceEncoder, texts: Sequence[str]) -> int:
@@ -359,8 +385,8 @@ def _count_tokens(batch: Batch) -> tuple[int, float]:
 # ---- sentence-transformers' ----------------------------------------------------------------------
 
 
-def _their_model(model: SentenceEncoder) -> Any:
-    """Returns the same model in sentence-transformers."""
+def load_peer(directory: Path) -> Any:
+    """Returns a saved model in sentence-transformers, on a GPU if there is one."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -368,22 +394,20 @@ def _their_model(model: SentenceEncoder) -> Any:
     from sentence_transformers import SentenceTransformer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as directory:
-        model.save(Path(directory) / "model")
-        return SentenceTransformer(str(Path(directory) / "model"), device=device)
+    return SentenceTransformer(str(directory), device=device)
 
 
 def their_steps(
-    model: SentenceEncoder, batches: Sequence[Sequence[str]], dtype: str
+    directory: Path, batches: Sequence[Sequence[str]], dtype: str
 ) -> Callable[[], None]:
-    """Returns the same steps in sentence-transformers.
+    """Returns the same steps of a saved model in sentence-transformers.
 
     MultipleNegativesRankingLoss, clipping, AdamW, dropout on.
     """
     import torch
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    other = _their_model(model)
+    other = load_peer(directory)
     other.train()
     loss = MultipleNegativesRankingLoss(other)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)

@@ -19,7 +19,7 @@ from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.spec import EncoderSpec, known_shapes, random_spec
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY, lookup
-from embed_jax.types import num_params
+from embed_jax.types import TokenBatch, num_params
 
 SPEC = random_spec("tiny", vocab_size=60)
 KEY = jax.random.key(3)
@@ -62,6 +62,21 @@ def test_packed_equals_unpacked_and_padding_changes_nothing(params, packed, unpa
 
 
 @pytest.mark.slow
+def test_deep_models_train_in_a_loop_on_cpu():
+    """Their program would take long to compile without it."""
+
+    def loops(layers):
+        spec = random_spec("tiny")
+        backbone = dataclasses.replace(spec.backbone, num_layers=layers)
+        encoder = build_encoder(dataclasses.replace(spec, backbone=backbone))
+        params, key = jax.eval_shape(encoder.init, jax.random.key(0)), jax.random.key(0)
+        ids = jnp.ones((1, 4), jnp.int32)
+        tokens = TokenBatch(ids, 0 * ids, 0 * ids, ids > 0, sentences=1)
+        return jax.jit(encoder.apply).lower(params, tokens, key).as_text().count("stablehlo.while")
+
+    assert loops(13) == loops(12) + 1
+
+
 def test_remat_and_unroll_change_nothing(params, packed):
     base = value_and_gradient(params, packed)
     for options in ({"remat": "layer"}, {"unroll": 1, "attention": "xla"}):

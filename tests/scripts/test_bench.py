@@ -257,6 +257,8 @@ def test_collectives_of_a_program():
             ["attention", "--form", "flash"],
             "--form: expected one of auto, xla, blocks, segments, pallas, cudnn, found 'flash'",
         ),
+        (["mining", "--against", "sentence-transformers", "--on-disk"], "without --on-disk"),
+        (["start", "--sentences", "3"], "--sentences: expected 64 or more, found 3"),
         (["speed"], "invalid choice: 'speed'"),
         ([], "the following arguments are required: what"),
     ],
@@ -268,7 +270,8 @@ def test_a_wrong_option_is_one_line(line, message):
 
 
 @pytest.mark.parametrize(
-    "command", ["encode", "train", "roofline", "gpu", "loss", "memory", "scaling"]
+    "command",
+    ["encode", "train", "roofline", "gpu", "loss", "memory", "mining", "scaling", "start"],
 )
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ from embed_jax.encoders.spec import find_shape, random_spec
 from embed_jax.errors import InputError, RunError
 from embed_jax.train.speed import known_peak
 from scripts.bench import __main__ as bench
-from scripts.bench import gpu, gpu_rows, gpu_table, launches, measure, start
+from scripts.bench import gpu, gpu_rows, gpu_table, launches, measure, start, train
 from scripts.bench.flops import layer_reaches, needed_flops, seen_pairs
 from scripts.bench.measure import random_model
 from scripts.bench.parts import Part, kernel_shapes
@@ -298,7 +298,7 @@ print("ready", flush=True)
 sys.stdin.read()
 time.sleep(0.3)"""
     began = time.perf_counter()
-    own = start.start_process([sys.executable, "-c", program], "ready")
+    own = start.start_process("it", [sys.executable, "-c", program], "ready")
     assert 0.2 <= own.seconds < time.perf_counter() - began - 0.3
     if sys.platform == "linux":
         assert 50 << 20 < own.peak < 120 << 20  # this process has more
@@ -309,8 +309,8 @@ time.sleep(0.3)"""
     [("raise SystemExit('no such model')", "1: no such model"), ("pass", "0: nothing")],
 )
 def test_a_process_that_does_not_start_is_told(program, ending):
-    with pytest.raises(RunError, match=f"ended with {ending}$"):
-        start.start_process([sys.executable, "-c", program], "ready")
+    with pytest.raises(RunError, match=f"it ended with {ending}$"):
+        start.start_process("it", [sys.executable, "-c", program], "ready")
 
 
 @pytest.mark.slow
@@ -320,4 +320,12 @@ def test_a_first_embedding_a_first_step_and_compiling_are_measured(results_here)
     options = ["--shape", "tiny", "--repeat", "1", "--sentences", "200", "--steps", "3"]
     results = results_here("start", *options, "--layers", "1,2")
     assert len(results) == 10 and all(line["ours"] > 0 for line in results.values())
-    assert results["start/compile training, 2 layers"]["ratio"] > 1
+    deeper = results["start/compile training, 2 layers"]
+    assert deeper["theirs"] == results["start/compile training, 1 layers"]["ours"]
+
+
+def test_the_fill_of_padded_columns():
+    args = bench.parse(["train", "--shape", "tiny", "--steps", "1", "--batch-size", "8"])
+    work = train.Work(args)
+    # With two special tokens 3 and 5 of 2 x 5 slots, and 4 and 4 of 2 x 4.
+    assert work.padded_fill(["w1", "w1 w2 w3", "w1 w2", "w3 w4"]) == pytest.approx(16 / 18)

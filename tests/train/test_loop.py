@@ -252,17 +252,25 @@ def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
     assert [line["compilations"] for line in lines_of(tmp_path)] == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_the_wait_for_a_batch_is_in_the_metrics_and_shown(run, tmp_path, capsys):
+@pytest.mark.parametrize("every, slow_line", [(-1, 5), (5, 6)])
+def test_the_wait_for_batches_is_in_the_metrics_and_shown(run, tmp_path, capsys, every, slow_line):
+    """The line of a step is written after the next batch has come, or before an evaluation."""
+
     def batches(start, state):
         for index in range(start, 8):
-            time.sleep(0.2 if index == 5 else 0)
+            time.sleep(0.3 if index == 5 else 0)
             yield index, made_batch(index)
 
-    run(batches=batches, train__log_every=1)
-    waits = {line["step"]: line["wait_seconds"] for line in lines_of(tmp_path)}
-    assert waits.pop(6) >= 0.2 and max(waits.values()) < 0.2
-    lines = capsys.readouterr().out.splitlines()
-    assert "% waiting for data" in next(line for line in lines if line.startswith("step 6/8"))
+    run(lambda w: w, batches=batches, train__log_every=1, eval__every=every)
+    waits = {line["step"]: line["wait_seconds"] for line in lines_of(tmp_path) if line["step"]}
+    assert waits.pop(slow_line) >= 0.3 and max(waits.values()) < 0.3
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    shares = {
+        int(line.split()[1].split("/")[0]): int(line.split("%")[0].split()[-1])
+        for line in lines
+        if "% waiting for data" in line
+    }
+    assert 50 < shares[slow_line] <= 100
 
 
 @pytest.mark.parametrize("profile", ["5:7", "6:20", "0:6", "8:9"])

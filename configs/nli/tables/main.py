@@ -12,7 +12,8 @@ all-MiniLM-L6-v2, which was never an embedding; the paper's is of BERT-base.
 
 Paper: Gao, Yao, Chen (EMNLP 2021), Table 5; SBERT's is as printed there.
 Expected: PAPER.
-Measured: not yet.
+Measured: unsupervised SimCSE 75.59 ± 0.10, SBERT 78.89 ± 0.00 (its start), supervised SimCSE 78.09
+    ± 0.28 (two seeds).
 """
 
 EXPERIMENT = "nli"

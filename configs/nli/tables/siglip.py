@@ -9,7 +9,8 @@ zero-shot accuracy on ImageNet with a batch of 8,192.
 
 Paper: Zhai et al. (ICCV 2023), Table 4.
 Expected: PAPER.
-Measured: not yet.
+Measured: no bias 24.27 ± 1.54, -10 and log 10 32.96 ± 0.02, -10 and log 1 43.97 ± 1.03, 0 and
+    log 10 24.27 ± 1.54, 0 and log 1 25.54 ± 1.63, from 43.05 (two seeds).
 """
 
 EXPERIMENT = "nli"

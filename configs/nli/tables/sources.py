@@ -20,7 +20,8 @@ is of BERT-base. The paper's Flickr30k, ParaNMT and ANLI are left out.
 
 Paper: Gao, Yao, Chen (EMNLP 2021), Table 4, the column of all data.
 Expected: PAPER.
-Measured: not yet.
+Measured: in order 84.17 ± 0.07, 83.67 ± 0.98, 83.74 ± 0.52, 82.33 ± 0.02, 79.96 ± 0.51, 81.69 ±
+    0.55, 85.33 ± 0.13, from 79.5 (two seeds).
 """
 
 EXPERIMENT = "nli"
