@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from embed_jax.errors import require
+
 from .measure import (
     MIB,
     count,
@@ -125,6 +127,8 @@ def bench_mining(args: argparse.Namespace) -> None:
 
 def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Prints the seconds of both sides, and the memory that each took."""
+    require("sentence_transformers")
+    require("datasets")
     options |= {"queries": args.queries}
     sides = ("measure_mining", "measure_peer")
     turns = [
