@@ -168,12 +168,12 @@ def perform(table: Table, runs: Sequence[AblationRun]) -> list[AblationRun]:
 
     It warns of metrics that the first run lacks, once: other rows may have them.
     """
-    missing: set[str] | None = None
+    checked = False
     for position, (run, line) in enumerate(perform_runs(runs), 1):
         print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: {line}", flush=True)
-        if missing is None and run.metrics:
-            missing = set(table.metrics) - set(run.metrics)
-            for metric in sorted(missing):
+        if run.metrics and not checked:
+            checked = True
+            for metric in sorted(set(table.metrics) - run.metrics.keys()):
                 warn(f"{table.file}: METRICS: {unknown('metric', metric, run.metrics)}")
     return list(runs)
 

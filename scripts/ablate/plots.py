@@ -108,8 +108,7 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
         interval = student_interval(values)
         if len(values) > 1:
             ends = [interval.low, interval.high]
-            ours.plot(ends, [place, place], "-", color="C0", alpha=0.5)
-            ours.plot(ends, [place, place], "|", color="C0", alpha=0.5)
+            ours.plot(ends, [place, place], "|-", color="C0", alpha=0.5)
             widest = max(widest, interval.high - interval.low)
         ours.plot(values, [place] * len(values), ".", color="C0", alpha=0.6)
         ours.plot(interval.mean, place, "o", color="C0", markersize=8)

@@ -36,6 +36,7 @@ from . import (
     vocabulary,
 )
 from .measure import describe_cpu
+from .peers import PEER
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -68,7 +69,7 @@ ratio above 1 is a cost."""
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    if getattr(args, "against", None) == train.PEER:
+    if getattr(args, "against", None) == PEER:
         require("sentence_transformers")
     args.run(args)
     if not args.json:

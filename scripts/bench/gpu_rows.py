@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from . import launches, loss, maxsim, pairs
 from .flops import measure_peak, needed_flops, time_program
 from .measure import GIB, make_words, on_cpu, random_model
 from .parts import kernel_shapes
-from .peers import start_peers
+from .peers import as_peer, start_peers
 from .train import Trainer, add_bench_adapter, batch_of_pairs, their_steps
 
 if TYPE_CHECKING:
@@ -219,9 +218,7 @@ def peer_train_row(shape: str, length: int, slots: int) -> dict[str, Any]:
     if not launches.is_installed("sentence_transformers"):
         return {"note": "sentence-transformers is not installed"}
     texts = _texts(max(slots // length, 2) // 2 * 2, length)
-    with tempfile.TemporaryDirectory() as folder:
-        random_model(shape, length).save(Path(folder) / "model")
-        steps = their_steps(Path(folder) / "model", [texts], DTYPE)
+    steps = their_steps(as_peer(random_model(shape, length)), [texts], DTYPE)
     seconds = time_program(steps, (), RUNS)
     return {"rate": len(texts) * length / seconds, "unit": "tokens", "ms": 1000 * seconds}
 

@@ -24,8 +24,8 @@ from .measure import (
     print_row,
     result,
 )
-from .speed import open_model
-from .train import load_peer
+from .peers import PEER, as_peer
+from .speed import OURS, open_model
 
 DESCRIPTION = """Time and memory of mining hard negatives, for a quarter of the queries and for all.
 
@@ -41,7 +41,6 @@ EXAMPLES = """examples:
   python -m scripts.bench mining --shape minilm-l6 --queries 2000 --passages 5000 \\
       --against sentence-transformers --repeat 3
   python -m scripts.bench mining --strategy bm25 --json"""
-PEER = "sentence-transformers"
 NEGATIVES = 4
 WIDTHS = (24, 14, 14, 8)
 PEER_WIDTHS = (12, 12, len(PEER), 8)
@@ -135,7 +134,7 @@ def _bench_against(args: argparse.Namespace, options: dict[str, Any]) -> None:
         [in_fresh_process(__name__, side, options) for side in sides] for _ in range(args.repeat)
     ]
     if not args.json:
-        print_row(("", "embed-jax", args.against, "ratio"), PEER_WIDTHS)
+        print_row(("", OURS, args.against, "ratio"), PEER_WIDTHS)
     for name, unit, parts in (("all", "s", ("corpus", "mining")), ("memory", "MiB", ("memory",))):
         ours, peers = (
             [sum(turn[side][part] for part in parts) for turn in turns] for side in (0, 1)
@@ -154,9 +153,7 @@ def measure_peer(**options: Any) -> dict[str, float]:
     from sentence_transformers.util import mine_hard_negatives
 
     pairs, corpus = make_pairs(options["queries"], options["passages"], options["words"])
-    with tempfile.TemporaryDirectory() as directory:
-        open_model(options["model"], options["shape"], 0, "float32").save(Path(directory))
-        model = load_peer(Path(directory))
+    model = as_peer(open_model(options["model"], options["shape"], 0, "float32"))
     model.encode(corpus[:64])
     began = time.perf_counter()
     grown = peak_growth(

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .measure import alternate, count, make_texts, make_tokenizer, print_json, print_row, result
-from .peers import peer_autocast
+from .peers import PEER, peer_autocast
+from .speed import OURS
 
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
 
-PEER = "sentence-transformers"
 DESCRIPTION = """Pairs per second that a cross-encoder of random weights scores, and trains on.
 
 The pairs are generated: a query of 9 words and a passage of 60, by their medians. Training is
@@ -77,7 +77,7 @@ def bench_pairs(args: argparse.Namespace) -> None:
             scored.append(peer_autocast("cpu", args.dtype)(lambda: peer.predict(pairs)))
             trained.append(_their_steps(peer, *sizes, args.dtype))
         if not args.json:
-            print_row(("pairs/s", "embed-jax", args.against or "", "ratio"), WIDTHS)
+            print_row(("pairs/s", OURS, args.against or "", "ratio"), WIDTHS)
         for name, sides, number in (("score", scored, args.pairs), ("train", trained, needed)):
             seconds = alternate(sides, args.repeat)
             rates = [statistics.median(number / second for second in side) for side in seconds]

@@ -18,10 +18,11 @@ from . import peer_process
 if TYPE_CHECKING:
     from embed_jax.sentence import SentenceEncoder
 
+PEER = "sentence-transformers"
 # What to install for each. sentence-transformers encodes ONNX and OpenVINO by Optimum, whose
 # releases need older versions of transformers than this package does.
 PEERS = {
-    "sentence-transformers": "sentence-transformers",
+    PEER: "sentence-transformers",
     "sentence-transformers:bfloat16": "sentence-transformers",
     "sentence-transformers:compile": "sentence-transformers",
     "sentence-transformers:onnx": "sentence-transformers[onnx]",
@@ -44,6 +45,27 @@ def peer_autocast(device: str, dtype: str) -> Any:
     import torch
 
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def load_peer(directory: Path) -> Any:
+    """Returns a saved model in sentence-transformers in this process, on a GPU if there is one."""
+    require("torch")
+    require("sentence_transformers")
+    import logging
+
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    logging.disable(logging.WARNING)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SentenceTransformer(str(directory), device=device)
+
+
+def as_peer(model: SentenceEncoder) -> Any:
+    """Returns the same model in sentence-transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model")
+        return load_peer(Path(folder) / "model")
 
 
 @contextlib.contextmanager

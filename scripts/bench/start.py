@@ -30,21 +30,22 @@ from .measure import (
     print_row,
     result,
 )
-from .speed import RANDOM_LENGTH, add_model_options, open_model
+from .peers import PEER
+from .speed import OURS, RANDOM_LENGTH, add_model_options, open_model
 
 if TYPE_CHECKING:
     from embed_jax.encoders.spec import EncoderSpec
     from embed_jax.sentence import SentenceEncoder
 
-PEER = "sentence-transformers"
 DESCRIPTION = """Seconds until a first embedding and a first training step, and of compiling.
 
 Each start is a process from its first instruction on: packages are imported, the model is loaded,
 and one text is embedded, or a file of sentences is read and trained on (unsupervised SimCSE). The
 first start of each side is not counted: after it the compilation cache and the files' pages are
-warm. "peak" is the most memory that the process has held until then. "wait" is how long a step
-waits for its batch, in the median with the tokenizers library by itself.
-Compiling is without a cache; its ratio is that of the deepest model to the shallowest."""
+warm. "peak" is the most memory that the process has held until then. "wait" is how long the host
+waits for the batch of a step, in the median of those after the first 8, whose batches are made
+while the step is compiled. The other side of "tokenising" is the tokenizers library by itself.
+Compiling is without a cache; the other side of a deep model is the shallowest one."""
 EXAMPLES = """examples:
   python -m scripts.bench start --against sentence-transformers
   python -m scripts.bench start --model sentence-transformers/all-MiniLM-L6-v2 --repeat 3
@@ -55,7 +56,7 @@ TEXT = "How long does it take until a first text is embedded?"
 # What a process runs until a first text is embedded, the model's directory and the compute dtype as
 # its arguments. It then waits until its memory has been read.
 FIRST_EMBEDDING = {
-    "embed-jax": f"""
+    OURS: f"""
 import sys, embed_jax
 embed_jax.load(sys.argv[1], compute_dtype=sys.argv[2]).encode([{TEXT!r}])
 print({READY!r}, flush=True)
@@ -113,27 +114,19 @@ def bench_start(args: argparse.Namespace) -> None:
 
     model = open_model(args.model, args.shape, RANDOM_LENGTH, args.dtype)
     if not args.json:
-        print_row(("", "embed-jax", args.against or "", "ratio"), WIDTHS)
+        print_row(("", OURS, args.against or "", "ratio"), WIDTHS)
     with tempfile.TemporaryDirectory() as folder:
         directory, sentences = Path(folder) / "model", Path(folder) / "sentences.txt"
         model.save(directory)
         sentences.write_text("\n".join(make_texts(args.sentences, 10.0)) + "\n")
-        names = ["embed-jax", *filter(None, [args.against])]
+        names = [OURS, *filter(None, [args.against])]
         commands = {name: _embedding_command(name, directory, args.dtype) for name in names}
         starts = alternate_starts(commands, args.repeat)
-        show(
-            "first embedding",
-            "s",
-            *(statistics.median(start.seconds for start in side) for side in starts),
-        )
-        show(
-            "peak of the first embedding",
-            "MiB",
-            *(statistics.median(start.peak for start in side) / MIB for side in starts),
-        )
+        show("first embedding", "s", *map(median_seconds, starts))
+        show("peak of the first embedding", "MiB", *map(median_peak, starts))
         _, *runs = [first_step(directory, sentences, args) for _ in range(args.repeat + 1)]
-        show("first training step", "s", statistics.median(run.seconds for run in runs))
-        show("peak of the first step", "MiB", statistics.median(run.peak for run in runs) / MIB)
+        show("first training step", "s", median_seconds(runs))
+        show("peak of the first step", "MiB", median_peak(runs))
         waits = [statistics.median(run.waits[AHEAD:] or run.waits) for run in runs]
         show("wait of a step", "ms", 1000 * statistics.median(waits))
     show("tokenising", "texts/s", *tokenising_rates(model, args.repeat))
@@ -154,6 +147,15 @@ class Start:
     seconds: float
     peak: int
     waits: tuple[float, ...] = ()
+
+
+def median_seconds(starts: Sequence[Start]) -> float:
+    return statistics.median(start.seconds for start in starts)
+
+
+def median_peak(starts: Sequence[Start]) -> float:
+    """Returns MiB."""
+    return statistics.median(start.peak for start in starts) / MIB
 
 
 def start_process(name: str, command: Sequence[str], until: str) -> Start:
@@ -302,5 +304,5 @@ def programs(model: SentenceEncoder, spec: EncoderSpec) -> dict[str, Callable[[]
     placed = trainer.place(batch)
     return {
         "encoding": lambda: jax.jit(encoder.apply).lower(params, tokens).compile(),
-        "training": lambda: trainer.step.lower(trainer.state, placed, jax.random.key(0)).compile(),
+        "training": lambda: trainer.compile(placed),
     }

@@ -22,7 +22,7 @@ from .measure import (
     result,
     share_device,
 )
-from .peers import peer_autocast
+from .peers import PEER, as_peer, load_peer, peer_autocast
 from .speed import (
     RANDOM_LENGTH,
     add_model_options,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.types import Batch, Params
 
-PEER = "sentence-transformers"
 DESCRIPTION = """Pairs per second of training steps, with packing, dropout, clipping and AdamW.
 
 "fill_rate" is the share of slots that hold tokens, here and where every column of a batch is as
@@ -139,25 +138,23 @@ def bench_train(args: argparse.Namespace) -> None:
     by_name = dict(zip(others, rates[1:], strict=True))
     print_rates(name, "pairs/s", rates[0], by_name, as_json=args.json, **details)
     if args.memory:
-        _print_peaks(name, others, args)
+        _print_peaks(name, others, work, args)
 
 
-def _print_peaks(name: str, others: Sequence[str], args: argparse.Namespace) -> None:
+def _print_peaks(name: str, others: Sequence[str], work: Work, args: argparse.Namespace) -> None:
     """Prints the peak memory of each side, which takes its steps twice in a fresh process."""
     options = {key: value for key, value in vars(args).items() if not callable(value)}
-    mine = in_fresh_process(__name__, "measure_peak", {"side": "", "options": options})
-    peaks = []
-    for side in others:
+
+    def peak_of(side: str) -> float:
         if side != PEER:
-            arguments = {"side": side, "options": options}
-            peaks.append(in_fresh_process(__name__, "measure_peak", arguments))
-            continue
+            return in_fresh_process(__name__, "measure_peak", {"side": side, "options": options})
         with tempfile.TemporaryDirectory() as folder:
-            work = Work(args)
-            work.save_model(Path(folder) / "model")
+            work.model.save(Path(folder) / "model")
             peer = {"directory": f"{folder}/model", "dtype": args.dtype, "batches": work.batches}
-            peaks.append(in_fresh_process(__name__, "measure_peer_peak", peer))
-    for side, peak in list(zip(others, peaks, strict=True)) or [("", 0.0)]:
+            return in_fresh_process(__name__, "measure_peer_peak", peer)
+
+    mine = peak_of("")
+    for side, peak in [(side, peak_of(side)) for side in others] or [("", 0.0)]:
         ratio = mine / peak if peak else None
         if args.json:
             against = {"against": side} if side else {}
@@ -179,7 +176,7 @@ def measure_peak(side: str, options: dict[str, Any]) -> float:
 
 def measure_peer_peak(directory: str, batches: list[list[str]], dtype: str) -> float:
     """Returns the most MiB that a process of sentence-transformers has held."""
-    return _peak_after(their_steps(Path(directory), batches, dtype))
+    return _peak_after(their_steps(load_peer(Path(directory)), batches, dtype))
 
 
 def _peak_after(steps: Callable[[], None]) -> float:
@@ -192,6 +189,7 @@ class Work:
     """A model and batches of pairs, the same for all sides.
 
     Attributes:
+        model: the model before training.
         batches: of each step the first texts of all pairs, then the second ones.
         row_length: slots of a packed row.
         groups: groups of a batch.
@@ -201,22 +199,22 @@ class Work:
         from embed_jax.parallel.mesh import make_mesh, num_groups
 
         self._args = args
-        self._model = open_model(
+        self.model = open_model(
             args.model, args.shape, args.max_length or RANDOM_LENGTH, args.dtype
         )
         size = 2 * args.batch_size
         texts = read_texts(args.data, size * args.steps, args.words)
         self.batches = [texts[size * step : size * (step + 1)] for step in range(args.steps)]
         self.groups = num_groups(args.groups, args.batch_size, make_mesh())
-        self.row_length = args.row_length or _row_length(self._model, texts)
+        self.row_length = args.row_length or _row_length(self.model, texts)
 
     def pack(self, texts: Sequence[str]) -> Batch:
         """Tokenises and packs the texts of a batch."""
-        return pack_pairs(self._model, texts, groups=self.groups, row_length=self.row_length)
+        return pack_pairs(self.model, texts, groups=self.groups, row_length=self.row_length)
 
     def padded_fill(self, texts: Sequence[str]) -> float:
         """Returns the share of tokens in a batch where each column is as long as its longest."""
-        lengths = np.array([len(ids) for ids in self._model.tokenizer.encode(texts).ids])
+        lengths = np.array([len(ids) for ids in self.model.tokenizer.encode(texts).ids])
         columns = lengths.reshape(2, -1)
         return float(lengths.sum() / (columns.max(axis=1) * columns.shape[1]).sum())
 
@@ -224,7 +222,7 @@ class Work:
         """Returns our training by a loss."""
         import jax
 
-        args, model = self._args, self._model
+        args, model = self._args, self.model
         params = jax.tree.map(np.array, model.params)
         spec, params = add_bench_adapter(model.spec, params, args.lora, args.base)
         return Trainer(spec, params, loss, dtype=args.dtype, remat=args.remat)
@@ -232,17 +230,11 @@ class Work:
     def steps_of(self, side: str) -> Callable[[], None]:
         """Returns the steps of sentence-transformers, of another loss here, or of ours for ""."""
         if side == PEER:
-            with tempfile.TemporaryDirectory() as folder:
-                self.save_model(Path(folder) / "model")
-                return their_steps(Path(folder) / "model", self.batches, self._args.dtype)
+            return their_steps(as_peer(self.model), self.batches, self._args.dtype)
         return self.steps_by(self.trainer(side or self._args.loss))
 
     def steps_by(self, trainer: Trainer) -> Callable[[], None]:
         return lambda: trainer.take_all(map(self.pack, self.batches))
-
-    def save_model(self, directory: Path) -> None:
-        """Saves the model as sentence-transformers loads it."""
-        self._model.save(directory)
 
 
 def _row_length(model: SentenceEncoder, texts: Sequence[str]) -> int:
@@ -385,29 +377,14 @@ def _count_tokens(batch: Batch) -> tuple[int, float]:
 # ---- sentence-transformers' ----------------------------------------------------------------------
 
 
-def load_peer(directory: Path) -> Any:
-    """Returns a saved model in sentence-transformers, on a GPU if there is one."""
-    import logging
-
-    logging.disable(logging.WARNING)
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SentenceTransformer(str(directory), device=device)
-
-
-def their_steps(
-    directory: Path, batches: Sequence[Sequence[str]], dtype: str
-) -> Callable[[], None]:
-    """Returns the same steps of a saved model in sentence-transformers.
+def their_steps(other: Any, batches: Sequence[Sequence[str]], dtype: str) -> Callable[[], None]:
+    """Returns the same steps of a model in sentence-transformers.
 
     MultipleNegativesRankingLoss, clipping, AdamW, dropout on.
     """
     import torch
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    other = load_peer(directory)
     other.train()
     loss = MultipleNegativesRankingLoss(other)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)

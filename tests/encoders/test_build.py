@@ -61,7 +61,6 @@ def test_packed_equals_unpacked_and_padding_changes_nothing(params, packed, unpa
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_deep_models_train_in_a_loop_on_cpu():
     """Their program would take long to compile without it."""
 
