@@ -301,6 +301,15 @@ class BatchShape:
     no_duplicates: bool = option(
         False, "No two examples of a batch share a text, an id or a group."
     )
+    clusters: int = option(
+        0,
+        "Clusters of each data set by the embeddings of anchors; a batch is from one of them.",
+        at_least=0,
+        unset="a batch is from the whole data set",
+    )
+    cluster_model: str = option(
+        "", "The embedding model that clusters.", unset="the one that training starts from"
+    )
     groups: int = option(
         0,
         "Groups of a batch, encoded one after the other on a device (gradient caching).",

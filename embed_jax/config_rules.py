@@ -74,6 +74,16 @@ def _validate(config: Experiment, prefix: str) -> None:
                 f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found "
                 f"{value!r}"
             )
+    if config.batch.clusters and config.mixture.batches == "mixed":
+        raise InputError(
+            f"{prefix}batch.clusters: a cluster is of one data set, expected "
+            "mixture.batches='single', found 'mixed'"
+        )
+    if config.batch.cluster_model and not config.batch.clusters:
+        raise InputError(
+            f"{prefix}batch.clusters: needed by batch.cluster_model="
+            f"{config.batch.cluster_model!r}, found 0"
+        )
     _check_schedule(config.optim, prefix)
     _check_teacher(config, prefix)
     if config.eval.geometry and not (

@@ -47,9 +47,10 @@ def get_config(cut: str = "") -> Experiment:
     elif cut == "batches":
         config.model.name = "runs/base/model"
         config.mixture = Mixture()
-        config.mixture.sources.nli = Source("nli/triplets.tsv.gz", columns="anchor,positive")
-        config.mixture.sources.questions = Source("questions.tsv")
-        config.mixture.sources.functions = Source("python_docs")
+        nli, limit = "nli/triplets.tsv.gz", 3000
+        config.mixture.sources.nli = Source(nli, columns="anchor,positive", limit=limit)
+        config.mixture.sources.questions = Source("questions.tsv", limit=limit)
+        config.mixture.sources.functions = Source("python_docs", limit=limit)
         config.mixture.sampling = "round_robin"
         config.batch.size = 48
         config.optim.learning_rate = 2e-4

@@ -1,9 +1,10 @@
 """The order of training: the records of a batch as a function of (seed, step).
 
 A *stream* is an endless order of records, shuffled anew each epoch; it is cut into *batches*; a
-mixture mixes streams (every batch is from all data sets) or batches (every batch is from one).
-Records are numbered over all data sets, one after the other. Batches may be made without
-duplicates. Nothing here depends on devices: a batch is composed globally and split afterwards.
+mixture mixes streams (every batch is from all data sets) or batches (every batch is from one, or
+from one cluster of one). Records are numbered over all data sets, one after the other. Batches may
+be made without duplicates. Nothing here depends on devices: a batch is composed globally and split
+afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +69,17 @@ class ShuffledRecords:
             index_shuffle(place, last, (self._seed + epoch) % 2**32, 4) for epoch, place in places
         )
         return np.fromiter(positions_of, np.int64, len(positions)) + self.first
+
+
+class ChosenRecords:
+    """Some of the records, in the order of a stream of their places among the chosen."""
+
+    def __init__(self, numbers: Int[np.ndarray, " n"], seed: int):
+        self.numbers, self._places = numbers, ShuffledRecords(len(numbers), seed)
+        self.length = len(numbers)
+
+    def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return self.numbers[self._places.take(positions)]
 
 
 class MixedStream:
@@ -135,7 +147,8 @@ class Batches:
             if not made:
                 raise InputError(
                     f"config.batch.no_duplicates: no batch of {self.batch_size} records without "
-                    f"duplicates can be made of {self.stream.length}; lower config.batch.size"
+                    f"duplicates can be made of {self.stream.length}; lower config.batch.size or "
+                    "config.batch.clusters"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + made)
         return self._ends[epoch]
@@ -277,6 +290,7 @@ def make_order(
     sampling: str = "proportional",
     temperature: float = 1.0,
     weights: Sequence[float] = (),
+    clusters: Sequence[Int[np.ndarray, " _"] | None] = (),
     duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
 ) -> Order:
     """Returns the order of the batches of data sets with these numbers of records.
@@ -289,11 +303,15 @@ def make_order(
         sampling: see `make_turns`.
         temperature: see `make_turns`.
         weights: see `make_turns`.
+        clusters: the cluster of each record of each data set, None of one that has none; every
+            batch is from one cluster, and an epoch has all batches of all clusters, shuffled. Not
+            with `mixing` "mixed".
         duplicate_keys: for batches without duplicates, see `Batches`; a row for each record, in the
             order in which records are numbered.
 
     Raises:
-        InputError: a data set does not fill a batch; with "mixed", all of them together do not.
+        InputError: a data set or a cluster does not fill a batch; with "mixed", all data sets
+            together do not.
     """
     firsts = np.cumsum([0, *lengths[:-1]]).tolist()
     # The only data set has the seed itself: a mixture of one is the data set.
@@ -302,28 +320,49 @@ def make_order(
         if len(lengths) == 1
         else np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
     )
-    streams = [
-        ShuffledRecords(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)
-    ]
     schedule = functools.partial(
         make_turns, sampling=sampling, temperature=temperature, weights=weights, seed=seed
     )
     if mixing not in MIXINGS:
         raise InputError(unknown("config.mixture.batches", mixing, MIXINGS))
-    if len(lengths) == 1:
-        _check_size(lengths[0], batch_size)
-        return Batches(streams[0], batch_size, duplicate_keys)
-    if mixing == "mixed":
+    clusters = clusters or [None] * len(lengths)
+    if mixing == "mixed" and len(lengths) > 1:
+        if any(assigned is not None for assigned in clusters):
+            raise InputError("config.mixture.batches: expected 'single' with clusters")
         _check_size(sum(lengths), batch_size)
+        streams = [
+            ShuffledRecords(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)
+        ]
         return Batches(MixedStream(streams, schedule(lengths)), batch_size, duplicate_keys)
-    for length in lengths:
-        _check_size(length, batch_size)
-    batches = [Batches(stream, batch_size, duplicate_keys) for stream in streams]
-    return AlternatingBatches(batches, schedule([arguments.count(1) for arguments in batches]))
+
+    def batches_of(length: int, own_seed: int, first: int, assigned: np.ndarray | None) -> Order:
+        if assigned is None:
+            _check_size(length, batch_size)
+            return Batches(ShuffledRecords(length, own_seed, first), batch_size, duplicate_keys)
+        members = [np.flatnonzero(assigned == number) for number in np.unique(assigned)]
+        for numbers in members:
+            _check_size(len(numbers), batch_size, "config.batch.clusters")
+        own_seeds = np.random.SeedSequence(own_seed).generate_state(len(members)).tolist()
+        parts = [
+            Batches(ChosenRecords(numbers + first, part_seed), batch_size, duplicate_keys)
+            for numbers, part_seed in zip(members, own_seeds, strict=True)
+        ]
+        return _alternating(
+            parts, functools.partial(make_turns, sampling="proportional", seed=own_seed)
+        )
+
+    return _alternating([*map(batches_of, lengths, seeds, firsts, clusters)], schedule)
 
 
-def _check_size(num_records: int, batch_size: int) -> None:
+def _alternating(batches: Sequence[Order], schedule: Callable[[list[int]], TurnSchedule]) -> Order:
+    """Returns batches in turns, or the only ones as they are."""
+    if len(batches) == 1:
+        return batches[0]
+    return AlternatingBatches(batches, schedule([order.count(1) for order in batches]))
+
+
+def _check_size(num_records: int, batch_size: int, field: str = "config.batch.size") -> None:
     if num_records < batch_size:
         raise InputError(
-            f"{num_records} records do not fill a batch of {batch_size}: lower config.batch.size"
+            f"{num_records} records do not fill a batch of {batch_size}: lower {field}"
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Int, UInt64
 
 from embed_jax.data.pairs import apply_to_record, sampled_records, text_hash
 from embed_jax.data.sources import RecordFields
@@ -30,6 +30,8 @@ class RecordSource:
         max_length: the number of tokens that a text is cut to; 0: the tokenizer's own limit.
         augment: `(text, column, record, step) -> text`: changes the text for the model; duplicates
             are found by the unchanged text.
+        clusters: the cluster of each record, from 0 on: every batch is from one of them. None: a
+            batch is from all records.
     """
 
     records: Sequence[Record]
@@ -37,6 +39,7 @@ class RecordSource:
     prompts: Sequence[str] = ("",)
     max_length: int = 0
     augment: Callable[[str, int, int, int], str] | None = None
+    clusters: Int[np.ndarray, " records"] | None = None
 
     def texts(self, index: int, record: Record) -> list[str | None]:
         """Returns a record's texts, where missing negatives are None.
@@ -97,6 +100,9 @@ def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
         fingerprint[name] = {"records": len(source.records), "texts": digest.hexdigest()}
         if source.fields.teacher:
             fingerprint[name]["teacher_vectors"] = teacher.hexdigest()
+        if source.clusters is not None:
+            bytes_of = source.clusters.astype("<i4").tobytes()
+            fingerprint[name]["clusters"] = hashlib.blake2b(bytes_of, digest_size=16).hexdigest()
     return fingerprint | {
         "versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
     }

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float16, Float32, Int32, UInt8
 
 from embed_jax.errors import InputError, require
 from embed_jax.retrieval.document_chunks import read_array
+from embed_jax.retrieval.kmeans import learn_centroids
 
 BITS = (1, 2, 4, 8)
 ITERATIONS = 4  # of k-means
@@ -204,26 +205,15 @@ def _learn_centroids(
     learnt: Float[np.ndarray, "n d"], partitions: int | None, tokens: int, seed: int
 ) -> Float16[np.ndarray, "K d"]:
     """Returns the centroids of a k-means; see `train_codec`."""
-    require("faiss")
-    import faiss
-
     if partitions is None:
         limit = min(16 * math.sqrt(tokens), len(learnt) / 4)
         partitions = 2 ** max(math.floor(math.log2(max(limit, 1))), 0)
     elif not 1 <= partitions <= len(learnt):
         raise InputError(f"partitions: expected 1 to {len(learnt)}, found {partitions}")
-    kmeans = faiss.Kmeans(
-        learnt.shape[1],
-        partitions,
-        niter=ITERATIONS,
-        spherical=True,
-        seed=seed,
-        max_points_per_centroid=POINTS,
-        min_points_per_centroid=1,  # else FAISS warns of small samples
+    centroids = learn_centroids(
+        learnt[: partitions * POINTS], partitions, iterations=ITERATIONS, points=POINTS, seed=seed
     )
-    kmeans.train(np.ascontiguousarray(learnt[: partitions * POINTS], np.float32))
-    assert kmeans.centroids is not None
-    return kmeans.centroids.astype(np.float16)
+    return centroids.astype(np.float16)
 
 
 def _buckets(

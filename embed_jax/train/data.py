@@ -94,6 +94,13 @@ def training_data(
         raise InputError(
             "config.batch.no_duplicates: not for a stream, of which not all records are known"
         )
+    if config.batch.clusters and (
+        objective.pieces or any(source.clusters is None for source in pieces.values())
+    ):
+        raise InputError(
+            "config.batch.clusters: for a run whose loss is of embeddings of whole texts, found "
+            f"{config.batch.clusters}"
+        )
     order = None if streamed else training_order(pieces, config)
     num_steps = _num_steps(config, order)
 
@@ -331,6 +338,7 @@ def training_order(sources: Sources, config: Experiment) -> Order:
         sampling=mixture.sampling,
         temperature=mixture.temperature,
         weights=[source.weight for source in chosen.values()],
+        clusters=[source.clusters for source in sources.values()],
         duplicate_keys=duplicate_keys,
     )
     if duplicate_keys is not None:

@@ -8,7 +8,6 @@ searching again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from embed_jax import cross_encoder
 from embed_jax.atomic import replaced
-from embed_jax.config import Experiment, flatten
+from embed_jax.config import Experiment
 from embed_jax.data.pairs import CARRIED, rename_columns
 from embed_jax.data.record_source import RecordSource
 from embed_jax.data.sources import pair_columns, record_fields
@@ -39,7 +38,7 @@ from embed_jax.retrieval.topk import Encode, prompted
 from embed_jax.runtime import is_first_host, say
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY
-from embed_jax.train.workdir import FREE_FIELDS, LENGTHS
+from embed_jax.train.workdir import settings_digest
 
 STRATEGIES = ("bm25", "dense")
 
@@ -80,7 +79,7 @@ def mined_sources(
     )
     prompts = given_prompts(config)
     bm25 = functools.cache(lambda: bm25_searcher(texts))
-    made_of = _digest(config, pairs, texts)
+    made_of = settings_digest(config, itertools.chain(pairs, texts))
 
     def searcher(name: str, encode: Encode) -> Searcher:
         if name == "bm25":
@@ -201,19 +200,6 @@ def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str,
     return [
         {**scored_list(pair), **pair.carried} for pair in block if len(pair.negatives) == number
     ]
-
-
-def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
-    """Returns a digest of everything that the negatives depend on: settings and data."""
-    fixed = {
-        name: value
-        for name, value in flatten(config).items()
-        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval."))
-    }
-    digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-    for item in itertools.chain(pairs, texts):
-        digest.update(repr(item).encode())
-    return digest.hexdigest()
 
 
 def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

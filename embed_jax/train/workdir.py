@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -72,13 +73,34 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
                 f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir"
             )
         if changes:  # of a run that saved nothing, so this is a new one
-            for file in (workdir / "mined").glob("[1-9]*"):  # by a model that is no more
-                file.unlink()
+            for folder in ("mined", "clusters"):
+                for file in (workdir / folder).glob("[1-9]*"):  # by a model that is no more
+                    file.unlink()
             (workdir / "wandb_id").unlink(missing_ok=True)
             (workdir / "wandb_step").unlink(missing_ok=True)
         _write(workdir / "data.json", fingerprint)
         _write(workdir / "config.json", json.loads(to_json(config)))
         yield
+
+
+def settings_digest(config: Experiment, data: Iterable[Any]) -> str:
+    """Returns a digest of what a run computes from its data before it trains, for a file's name.
+
+    It is of the data, and of the settings that can't change between a run and its resumption.
+
+    Args:
+        config: the run's settings.
+        data: records or texts.
+    """
+    fixed = {
+        name: value
+        for name, value in flatten(config).items()
+        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval."))
+    }
+    digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+    for item in data:
+        digest.update(repr(item).encode())
+    return digest.hexdigest()
 
 
 class Chronicle:

@@ -79,6 +79,49 @@ def test_one_source_of_a_mixture_is_the_data_set():
     assert all((single[step] == mixture[step]).all() for step in range(20))
 
 
+CLUSTERS = [np.arange(50) % 3, None, np.zeros(9, int)]  # of 17, 17 and 16 records; none; one
+
+
+def cluster_of(numbers):
+    """Returns the data set and the cluster of each record; 0 without clusters."""
+    result = []
+    for number in numbers.tolist():
+        source = int(source_of(number))
+        clusters = CLUSTERS[source]
+        result.append((source, 0 if clusters is None else int(clusters[number - FIRSTS[source]])))
+    return result
+
+
+def test_a_batch_is_from_one_cluster_and_an_epoch_has_every_record_that_fills_one():
+    order = make_order(LENGTHS, 4, 0, clusters=CLUSTERS)
+    assert order.count(1) == (4 + 4 + 4) + 5 + 2
+    for epoch in range(3):
+        batches = [order[epoch * 19 + step] for step in range(19)]
+        assert all(len(set(cluster_of(batch))) == 1 for batch in batches)
+        numbers = np.concatenate(batches).tolist()
+        assert len(set(numbers)) == len(numbers) == 19 * 4
+    clusters = [cluster_of(order[step])[0] for step in range(19)]
+    assert clusters != sorted(clusters), "they are shuffled among one another"
+    again = make_order(LENGTHS, 4, 0, clusters=CLUSTERS)
+    assert all((again[step] == order[step]).all() for step in reversed(range(57)))
+    seen = {int(number) for step in range(19 * 8) for number in order[step]}
+    assert seen == set(range(sum(LENGTHS))), "what is left over in one epoch comes in another"
+
+
+def test_the_shares_of_data_sets_do_not_depend_on_their_clusters():
+    order = make_order(LENGTHS, 4, 0, clusters=CLUSTERS, sampling="round_robin")
+    assert [int(source_of(order[step])[0]) for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    first = [cluster_of(order[step])[0][1] for step in range(0, 36, 3)]
+    assert np.bincount(first).tolist() == [4, 4, 4], "an epoch of the first data set"
+
+
+def test_batches_of_clusters_have_no_duplicates():
+    hashes = duplicate_keys(sum(LENGTHS), 0.3)
+    order = make_order(LENGTHS, 4, 0, clusters=CLUSTERS, duplicate_keys=hashes)
+    for step in range(2 * order.count(1)):
+        assert has_none(order[step], hashes) and len(set(cluster_of(order[step]))) == 1
+
+
 def duplicate_keys(records, duplicates, seed=0):
     """Returns hashes of two texts per record; a share of the first texts repeats."""
     rng = np.random.default_rng(seed)
@@ -155,6 +198,11 @@ def test_mixed_batches_have_no_duplicates_across_data_sets():
         ({"lengths": [50, 3]}, "3 records do not fill a batch of 4"),
         ({"sampling": "random"}, "unknown config.mixture.sampling 'random'"),
         ({"mixing": "both"}, "unknown config.mixture.batches 'both'"),
+        ({"mixing": "mixed", "clusters": CLUSTERS}, "expected 'single' with clusters"),
+        (
+            {"clusters": [np.arange(50) // 48, None, None]},
+            "2 records do not fill a batch of 4: lower config.batch.clusters",
+        ),
         ({"sampling": "weights", "weights": [1, 0, 1]}, "a weight above 0"),
         ({"sampling": "weights", "weights": [1, 1]}, "a weight above 0"),
         (
