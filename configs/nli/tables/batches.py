@@ -5,11 +5,11 @@
     python -m scripts.ablate configs/nli/tables/batches.py --seeds 0,1 \
         --config.mixture.sources.nli.train=nli/triplets.tsv.gz --config.eval.sts=stsb/dev.tsv
 
-Three data sets of 3,000 pairs (inference, duplicate questions, docstrings and functions), 60 batches
-of 48 in turns: in-batch negatives of the same data set, and of the same of its 10 or 30 k-means
-clusters, are harder to tell from the positive. The best Spearman x100 on STS-B dev, and nDCG@10 on
-python_docs, from the small encoder that `configs/mlm/bert_small.py:base` makes in runs/base; the
-paper's is the MTEB average of a 7B model.
+Three data sets of 3,000 pairs (inference, duplicate questions, docstrings and functions), 60
+batches of 48 in turns: in-batch negatives of the same data set, and of the same of its 10 or 30
+k-means clusters, are harder to tell from the positive. The best Spearman x100 on STS-B dev, and
+nDCG@10 on python_docs, from the small encoder that `configs/mlm/bert_small.py:base` makes in
+runs/base; the paper's is the MTEB average of a 7B model.
 
 Paper: Muennighoff et al. (ICLR 2025), GritLM, Table 6: no difference.
     Merrick (2024): 10 clusters of MS MARCO's queries help its search, in words.
