@@ -119,7 +119,7 @@ def main() -> None:
         runs, chosen = choose(by_setting) if args.grid else (performed, {})
         print()
         report = Report(table, runs, args.overrides, chosen)
-        print_table(*report.cells())
+        print_table(*report.cells(errors=False))  # they have been told above
         print(*report.remarks(), sep="\n", end="\n" * bool(report.remarks()))
         for output in outputs:
             write_json(output, report.as_json())
@@ -127,7 +127,10 @@ def main() -> None:
             page.write_text(report.as_markdown(command_line(), "table.png"), encoding="utf-8")
         files.close()  # numbers are kept if a picture cannot be drawn
         failed = sum(bool(run.error) for run in performed)
-        failure = f"{failed} of {len(performed)} runs failed; the same command runs them again"
+        failure = (
+            f"{failed} of {len(performed)} runs failed, for the reasons above; the same command "
+            "runs only these"
+        )
         if failed == len(performed):
             raise RunError(failure)
         for function, picture in drawn.items():

@@ -38,10 +38,14 @@ class Report:
                 by_row[run.row][run.seed] = run.metrics[metric]
         return by_row
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the columns' names and the rows."""
+    def cells(self, *, errors: bool = True) -> tuple[list[str], list[list[str]]]:
+        """Returns the columns' names and the rows.
+
+        Args:
+            errors: whether there is a column with the errors of runs, if any failed.
+        """
         table = self.table
-        failed = any(run.error for run in self.runs)
+        failed = errors and any(run.error for run in self.runs)
         header = ["row", *["chosen"] * bool(self.chosen)]
         for position, metric in enumerate(table.metrics):
             header += [metric, *["paper"] * (position == 0 and bool(table.paper))]
