@@ -183,23 +183,13 @@ def wrong_option(args: argparse.Namespace) -> str | None:
             return (
                 f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
             )
-    if args.retries < 0:
-        return f"--retries: expected a number from 0 up, found {args.retries}"
     if args.min_margin is not None and not math.isfinite(args.min_margin):
         return f"--min-margin: expected a finite number, found {args.min_margin}"
     refused, side = (LOCAL_OPTIONS, "not with") if args.interface else (REMOTE_OPTIONS, "goes with")
     for name in refused:
         if getattr(args, name):
             return f"--{name.replace('_', '-')}: {side} --interface"
-    wrong = wrong_server_option(
-        concurrency=args.concurrency,
-        requests_per_minute=args.requests_per_minute,
-        first_wait=args.first_wait,
-        timeout=args.timeout,
-        no_key=args.no_key,
-        key_variable=args.key_variable,
-    )
-    if wrong:
+    if wrong := wrong_server_option(args):
         return wrong
     try:
         settings = json.loads(args.settings or "{}")

@@ -71,15 +71,15 @@ class ShuffledRecords:
         return np.fromiter(positions_of, np.int64, len(positions)) + self.first
 
 
-class ChosenRecords:
-    """Some of the records, in the order of a stream of their places among the chosen."""
+class ShuffledSubset:
+    """The records of these indices, each once per epoch, shuffled anew in each."""
 
-    def __init__(self, numbers: Int[np.ndarray, " n"], seed: int):
-        self.numbers, self._places = numbers, ShuffledRecords(len(numbers), seed)
-        self.length = len(numbers)
+    def __init__(self, indices: Int[np.ndarray, " n"], seed: int):
+        self.indices, self._order = indices, ShuffledRecords(len(indices), seed)
+        self.length = len(indices)
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        return self.numbers[self._places.take(positions)]
+        return self.indices[self._order.take(positions)]
 
 
 class MixedStream:
@@ -104,19 +104,19 @@ class Batches:
     Args:
         stream: the order of the records.
         batch_size: B.
-        duplicate_keys: 64-bit hashes `[records, w]` of everything that makes two records the same
-            (their texts, ids, groups), 0 for no value. With them no batch has two records that
-            share a hash; see `make_distinct_batches`.
+        codes: of everything that makes two records the same (their texts, ids, groups), by
+            record; see `find_repeated_codes`. With them no batch has two records that share a
+            code.
     """
 
     def __init__(
         self,
         stream: EndlessOrder,
         batch_size: int,
-        duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
+        codes: Int[np.ndarray, "records w"] | None = None,
     ):
         self.stream, self.batch_size = stream, batch_size
-        self._codes = None if duplicate_keys is None else find_repeated_codes(duplicate_keys)
+        self._codes = codes
         self._ends: list[int] = []  # the number of batches up to the end of each epoch
         self._plans: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()  # batches are made by several threads
@@ -147,8 +147,7 @@ class Batches:
             if not made:
                 raise InputError(
                     f"config.batch.no_duplicates: no batch of {self.batch_size} records without "
-                    f"duplicates can be made of {self.stream.length}; lower config.batch.size or "
-                    "config.batch.clusters"
+                    f"duplicates can be made of {self.stream.length}; lower config.batch.size"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + made)
         return self._ends[epoch]
@@ -216,7 +215,7 @@ class TurnSchedule:
         return which, turn
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # of many data sets, each with clusters
 def _shuffled_turns(turns: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     whose = np.repeat(np.arange(len(turns)), turns)
     np.random.default_rng([seed, epoch]).shuffle(whose)
@@ -325,6 +324,7 @@ def make_order(
     )
     if mixing not in MIXINGS:
         raise InputError(unknown("config.mixture.batches", mixing, MIXINGS))
+    codes = None if duplicate_keys is None else find_repeated_codes(duplicate_keys)
     clusters = clusters or [None] * len(lengths)
     if mixing == "mixed" and len(lengths) > 1:
         if any(assigned is not None for assigned in clusters):
@@ -333,25 +333,49 @@ def make_order(
         streams = [
             ShuffledRecords(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)
         ]
-        return Batches(MixedStream(streams, schedule(lengths)), batch_size, duplicate_keys)
-
-    def batches_of(length: int, own_seed: int, first: int, assigned: np.ndarray | None) -> Order:
+        return Batches(MixedStream(streams, schedule(lengths)), batch_size, codes)
+    batches: list[Order] = []
+    for length, source_seed, first, assigned in zip(lengths, seeds, firsts, clusters, strict=True):
+        _check_size(length, batch_size)
         if assigned is None:
-            _check_size(length, batch_size)
-            return Batches(ShuffledRecords(length, own_seed, first), batch_size, duplicate_keys)
-        members = [np.flatnonzero(assigned == number) for number in np.unique(assigned)]
-        for numbers in members:
-            _check_size(len(numbers), batch_size, "config.batch.clusters")
-        own_seeds = np.random.SeedSequence(own_seed).generate_state(len(members)).tolist()
-        parts = [
-            Batches(ChosenRecords(numbers + first, part_seed), batch_size, duplicate_keys)
-            for numbers, part_seed in zip(members, own_seeds, strict=True)
-        ]
-        return _alternating(
-            parts, functools.partial(make_turns, sampling="proportional", seed=own_seed)
-        )
+            batches.append(Batches(ShuffledRecords(length, source_seed, first), batch_size, codes))
+        elif len(assigned) == length:
+            batches.append(_clustered(assigned, source_seed, first, batch_size, codes))
+        else:
+            raise InputError(
+                f"clusters: expected one for each of {length} records, found {len(assigned)}"
+            )
+    return _alternating(batches, schedule)
 
-    return _alternating([*map(batches_of, lengths, seeds, firsts, clusters)], schedule)
+
+def _clustered(
+    clusters: Int[np.ndarray, " n"],
+    seed: int,
+    first: int,
+    batch_size: int,
+    codes: Int[np.ndarray, "records w"] | None,
+) -> Order:
+    """Returns batches that are each from one cluster of a data set, all in a shuffled order.
+
+    Args:
+        clusters: the cluster of each record.
+        seed: the seed of the order.
+        first: the number of the data set's first record.
+        batch_size: B.
+        codes: see `Batches`.
+    """
+    members = [np.flatnonzero(clusters == cluster) + first for cluster in np.unique(clusters)]
+    seeds = np.random.SeedSequence(seed).generate_state(len(members)).tolist()
+    batches = []
+    for indices, cluster_seed in zip(members, seeds, strict=True):
+        _check_size(len(indices), batch_size, "config.batch.clusters")
+        batches.append(Batches(ShuffledSubset(indices, cluster_seed), batch_size, codes))
+    try:
+        return _alternating(
+            batches, functools.partial(make_turns, sampling="proportional", seed=seed)
+        )
+    except InputError as error:
+        raise InputError(f"{error} or config.batch.clusters") from None
 
 
 def _alternating(batches: Sequence[Order], schedule: Callable[[list[int]], TurnSchedule]) -> Order:

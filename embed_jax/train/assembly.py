@@ -90,6 +90,7 @@ def assemble(
     model: TrainingModel | None = None,
     objective: ObjectiveMaker | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    workdir: Path | None = None,
     abstract: bool = False,
 ) -> Assembly:
     """Assembles a run.
@@ -105,6 +106,8 @@ def assemble(
             the config names.
         optimizer: by default the one that the config names. `optim.groups` and `optim.accumulate`
             apply to any.
+        workdir: where what is computed from the data before the first step is recorded, for a
+            resumed run; None: nowhere.
         abstract: nothing is allocated: `model` is one of `model.abstract_model`, and the state
             consists of shapes.
 
@@ -129,7 +132,7 @@ def assemble(
     elif sources is None:
         raise InputError("sources: expected the training data of a run, found None")
     else:
-        data = training_data(config, sources, model, minimised, groups)
+        data = training_data(config, sources, model, minimised, groups, workdir)
     num_updates = data.num_steps // config.optim.accumulate if data else ABSTRACT_UPDATES
 
     # The state before the first step, and where it lies.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,9 +24,11 @@ from embed_jax.data.pipeline import (
 from embed_jax.data.record_source import RecordSource, data_fingerprint, hash_duplicates
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, make_ahead, stream_batches
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.retrieval.topk import Encode
 from embed_jax.runtime import say
+from embed_jax.train.clusters import with_clusters
 from embed_jax.train.data_checks import _check_teacher, check_data, check_same_mask
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
@@ -67,6 +70,7 @@ def training_data(
     model: TrainingModel,
     objective: Objective,
     groups: int,
+    workdir: Path | None = None,
 ) -> TrainingData:
     """Prepares the data sets for the objective, and settles order and number of steps.
 
@@ -77,13 +81,26 @@ def training_data(
         model: whose tokenizers are used.
         objective: decides which texts, labels and scores are read.
         groups: G, groups of a batch.
+        workdir: see `assembly.assemble`.
 
     Raises:
         InputError: for data that the objective or the model cannot use.
     """
     renewed = callable(sources)
     sources_at = _at_every_step(sources)
-    first = prepare_sources(sources_at(0, model.bind()), objective, config)
+    if config.batch.clusters and objective.pieces:
+        raise InputError(
+            "config.batch.clusters: for losses of embeddings of whole texts, not "
+            f"{config.loss.name}, found {config.batch.clusters}"
+        )
+
+    def prepared_at(step: int, encode: Encode) -> dict[str, RecordSource]:
+        prepared = prepare_sources(sources_at(step, encode), objective, config)
+        if not config.batch.clusters:
+            return prepared
+        return with_clusters(prepared, encode, config, workdir)
+
+    first = prepared_at(0, model.bind())
     pieces = _cut_sources(first, objective)
     check_same_mask(config, pieces)
     maker = _batch_maker(config, model, objective, groups)
@@ -93,13 +110,6 @@ def training_data(
     if streamed and config.batch.no_duplicates:
         raise InputError(
             "config.batch.no_duplicates: not for a stream, of which not all records are known"
-        )
-    if config.batch.clusters and (
-        objective.pieces or any(source.clusters is None for source in pieces.values())
-    ):
-        raise InputError(
-            "config.batch.clusters: for a run whose loss is of embeddings of whole texts, found "
-            f"{config.batch.clusters}"
         )
     order = None if streamed else training_order(pieces, config)
     num_steps = _num_steps(config, order)
@@ -112,10 +122,9 @@ def training_data(
         since = start // every * every
         now, now_order = pieces, order
         if since:
-            encode = model.bind(state.encoder)
-            now = _cut_sources(
-                prepare_sources(sources_at(since, encode), objective, config), objective
-            )
+            # Resumed after the data were renewed: they are on disk, and their model is no more.
+            encode = model.bind(state.encoder) if start == since else TextEncoder(_PastModel(since))
+            now = _cut_sources(prepared_at(since, encode), objective)
             now_order = training_order(now, config)
         assert now_order is not None, "only a stream has no order"
         yield from prefetch(
@@ -132,7 +141,10 @@ def training_data(
                 f"validation records: only for a run with one data set, found {', '.join(first)}"
             )
         (only,) = _cut_sources(
-            {name: dataclasses.replace(source, records=records) for name, source in first.items()},
+            {
+                name: dataclasses.replace(source, records=records, clusters=None)
+                for name, source in first.items()
+            },
             objective,
         ).values()
         count = len(only.records)
@@ -156,6 +168,21 @@ def training_data(
     shares = config.batch.shares or jax.process_count()
     made_of = {**data_fingerprint(pieces), "groups": groups, "shares": shares}
     return TrainingData(pieces, order, num_steps, made_of, batches, held_out)
+
+
+class _PastModel:
+    """A model of an earlier step, which embeds nothing any more."""
+
+    routes = ()
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def encode(self, texts: Sequence[str], **_: Any) -> Any:
+        raise InputError(
+            f"--workdir: lacks what the model of step {self.step} mined for later steps, and "
+            "that model is no more: use another"
+        )
 
 
 def _at_every_step(sources: Sources | SourcesAt) -> SourcesAt:

@@ -12,7 +12,6 @@ from embed_jax.config import Experiment
 from embed_jax.runtime import is_first_host
 from embed_jax.train import loop
 from embed_jax.train.assembly import assemble
-from embed_jax.train.clusters import clustered_sources
 from embed_jax.train.data import SourcesAt
 from embed_jax.train.evaluation import Evaluator, check_metric, evaluation
 from embed_jax.train.model import TrainingModel
@@ -52,9 +51,9 @@ def fit(
         optimizer: instead of the one that the config names; see `assembly.assemble`.
     """
     check_metric(config, evaluators, validation)
-    if config.batch.clusters:
-        sources = clustered_sources(sources, config, workdir)
-    run = assemble(config, sources, model=model, objective=objective, optimizer=optimizer)
+    run = assemble(
+        config, sources, model=model, objective=objective, optimizer=optimizer, workdir=workdir
+    )
     evaluate = evaluation(run, evaluators, validation)
     assert run.data is not None, "the run is not abstract"
     fingerprint = run.data.fingerprint

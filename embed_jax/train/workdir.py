@@ -73,9 +73,8 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
                 f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir"
             )
         if changes:  # of a run that saved nothing, so this is a new one
-            for folder in ("mined", "clusters"):
-                for file in (workdir / folder).glob("[1-9]*"):  # by a model that is no more
-                    file.unlink()
+            for file in (workdir / "mined").glob("[1-9]*"):  # by a model that is no more
+                file.unlink()
             (workdir / "wandb_id").unlink(missing_ok=True)
             (workdir / "wandb_step").unlink(missing_ok=True)
         _write(workdir / "data.json", fingerprint)
@@ -84,18 +83,21 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
 
 
 def settings_digest(config: Experiment, data: Iterable[Any]) -> str:
-    """Returns a digest of what a run computes from its data before it trains, for a file's name.
+    """Returns a digest of the settings and data that a file made before training depends on.
 
-    It is of the data, and of the settings that can't change between a run and its resumption.
+    The settings are those that can't change between a run and its resumption. Fields that are at
+    their default count as none, so that a version with more fields finds the files of another.
 
     Args:
         config: the run's settings.
         data: records or texts.
     """
+    settings = flatten(config)
+    usual = _defaults(settings)
     fixed = {
         name: value
-        for name, value in flatten(config).items()
-        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval."))
+        for name, value in settings.items()
+        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval.")) and value != usual.get(name)
     }
     digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
     for item in data:

@@ -126,7 +126,6 @@ def check(args: argparse.Namespace) -> str | None:
     for name, least in (
         ("queries_per_passage", 1),
         ("max_tokens", 1),
-        ("retries", 0),
     ):
         if getattr(args, name) < least:
             return (
@@ -138,15 +137,7 @@ def check(args: argparse.Namespace) -> str | None:
                 f"--{name.replace('_', '-')}: expected a number from 0 up, found "
                 f"{getattr(args, name)}"
             )
-    wrong = wrong_server_option(
-        concurrency=args.concurrency,
-        requests_per_minute=args.requests_per_minute,
-        first_wait=args.first_wait,
-        timeout=args.timeout,
-        no_key=args.no_key,
-        key_variable=args.key_variable,
-    )
-    if wrong:
+    if wrong := wrong_server_option(args):
         return wrong
     try:
         extra = json.loads(args.settings)

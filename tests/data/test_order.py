@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embed_jax.data.distinct_batches import make_distinct_batches
+from embed_jax.data.distinct_batches import find_repeated_codes, make_distinct_batches
 from embed_jax.data.order import Batches, ShuffledRecords, make_order, make_turns
 from embed_jax.errors import InputError
 
@@ -139,7 +139,7 @@ def has_none(batch, hashes):
 @pytest.mark.slow
 def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
     hashes = duplicate_keys(40_000, 0.3)
-    order = Batches(ShuffledRecords(len(hashes), 0), 1024, hashes)
+    order = Batches(ShuffledRecords(len(hashes), 0), 1024, find_repeated_codes(hashes))
     per_epoch = order.count(1)
     assert 36 <= per_epoch <= 39  # hardly anything is left over
     assert not all(
@@ -154,7 +154,7 @@ def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
 
 def test_the_count_is_the_true_number_of_steps():
     hashes = duplicate_keys(500, 0.5, seed=1)
-    order = Batches(ShuffledRecords(500, 0), 16, hashes)
+    order = Batches(ShuffledRecords(500, 0), 16, find_repeated_codes(hashes))
     epochs = [
         len(
             np.unique(np.concatenate([order[s] for s in range(order.count(e), order.count(e + 1))]))
@@ -171,7 +171,7 @@ def test_as_many_batches_as_can_be():
     """Every other record has the same text, so a batch takes one of them only."""
     hashes = np.arange(1, 201, dtype=np.uint64).reshape(100, 2)
     hashes[:50, 0] = 7
-    order = Batches(ShuffledRecords(100, 0), 10, hashes)
+    order = Batches(ShuffledRecords(100, 0), 10, find_repeated_codes(hashes))
     assert order.count(1) == 5  # 50 others, nine a batch, and one of the fifty
     codes = np.full((100, 1), -1)
     assert len(make_distinct_batches(np.arange(100), codes, 10)) == 10
@@ -181,7 +181,7 @@ def test_the_same_text_twice_in_a_record_is_no_duplicate():
     hashes = np.repeat(
         np.arange(1, 21, dtype=np.uint64)[:, None], 2, axis=1
     )  # anchor and positive are one text
-    assert Batches(ShuffledRecords(20, 0), 10, hashes).count(1) == 2
+    assert Batches(ShuffledRecords(20, 0), 10, find_repeated_codes(hashes)).count(1) == 2
 
 
 def test_mixed_batches_have_no_duplicates_across_data_sets():
@@ -202,6 +202,14 @@ def test_mixed_batches_have_no_duplicates_across_data_sets():
         (
             {"clusters": [np.arange(50) // 48, None, None]},
             "2 records do not fill a batch of 4: lower config.batch.clusters",
+        ),
+        ({"clusters": [np.zeros(49, int), None, None]}, "one for each of 50 records, found 49"),
+        (
+            {
+                "clusters": [np.arange(50) // 25, None, None],
+                "duplicate_keys": np.arange(79, dtype=np.uint64)[:, None] // 25 + 1,
+            },
+            "made of 25; lower config.batch.size or config.batch.clusters",
         ),
         ({"sampling": "weights", "weights": [1, 0, 1]}, "a weight above 0"),
         ({"sampling": "weights", "weights": [1, 1]}, "a weight above 0"),

@@ -14,7 +14,7 @@ from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.retrieval.kmeans import learn_centroids, nearest_centroids
 from embed_jax.train import clusters as train_clusters
-from embed_jax.train.clusters import clustered_sources, join_small_clusters
+from embed_jax.train.clusters import join_small_clusters, with_clusters
 
 pytest.importorskip("grain")
 pytest.importorskip("faiss")
@@ -55,111 +55,126 @@ def test_small_clusters_join_the_nearest_until_none_is_too_small():
     angles = np.deg2rad([0, 1, 2, 3, 40, 80, 82, 84, 86, 180])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     clusters = np.array([5, 5, 5, 5, 0, 2, 2, 2, 2, 9])
-    joined = join_small_clusters(clusters, vectors, 3)
+
+    def joined(min_weight, weights=(1,) * 10):
+        return join_small_clusters(clusters, vectors, np.array(weights), min_weight)
+
     # 40 degrees is nearer to 1.5 than to 83; 180 is nearer to 83 than to the others.
-    assert same_partition(joined, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
-    assert same_partition(join_small_clusters(clusters, vectors, 1), clusters), (
-        "large enough: unchanged"
-    )
-    assert set(join_small_clusters(clusters, vectors, 10)) == {0}
+    assert same_partition(joined(3), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    assert same_partition(joined(1), clusters), "large enough: unchanged"
+    assert set(joined(10)) == set(joined(11)) == {0}
+    repeated = (1, 0, 0, 0, 1, 1, 1, 1, 1, 1)  # the first cluster is one text
+    assert same_partition(joined(3, repeated), [0] * 10)
 
 
 # ---- the data of a run ---------------------------------------------------------------------------
 
 
 class Embedder:
-    """A model whose embeddings of "text N" are row N of the vectors; it counts its calls."""
+    """A model whose embeddings of "text N" are row N of the vectors; it remembers its prompts."""
 
     routes = ()
 
     def __init__(self, vectors):
-        self.vectors, self.calls, self.prompts = vectors, 0, []
+        self.vectors, self.prompts = vectors, []
 
     def encode(self, texts, prompt="", **_):
-        self.calls += 1
+        if list(texts) == ["text"]:  # the first question: what its embeddings are
+            return self.vectors[:1]
         self.prompts.append(prompt)
         return self.vectors[[int(text.split()[1]) for text in texts]]
 
 
-def pairs(count=TOPICS * EACH):
+def pairs(count=TOPICS * EACH, **fields):
     records = [{"anchor": f"text {n}", "positive": f"other {n}"} for n in range(count)]
-    return RecordSource(records, record_fields(records))
+    return RecordSource(records, record_fields(records), **fields)
 
 
 def config_of(**fields):
     return override(Experiment(), **{"batch__clusters": TOPICS, "batch__size": SIZE} | fields)
 
 
-def test_every_data_set_has_its_clusters_by_the_prompted_anchors(tmp_path, capsys):
+@pytest.fixture
+def clusters_of(tmp_path):
+    """`clusters_of(model, source, **fields)`: the clusters of a data set."""
+
+    def find(model, source=None, **fields):
+        encode = TextEncoder(model) if isinstance(model, Embedder) else model
+        sources = {"train": source or pairs()}
+        return with_clusters(sources, encode, config_of(**fields), tmp_path)["train"].clusters
+
+    return find
+
+
+def test_anchors_are_clustered_with_their_prompt(clusters_of, capsys):
     vectors, topics = planted()
     model = Embedder(vectors)
-    config = config_of(data__anchor_prompt="query: ")
-    sources = clustered_sources({"train": pairs()}, config, tmp_path)(0, TextEncoder(model))
-    assert same_partition(sources["train"].clusters, topics)
-    assert "4 clusters, of 30 to 30 records" in capsys.readouterr().out
+    assert same_partition(clusters_of(model, pairs(prompts=("query: ", ""))), topics)
+    assert "4 clusters, of 30 to 30 records; 24 fill no batch" in capsys.readouterr().out
     assert model.prompts == ["query: "]
 
 
-def test_clusters_are_read_again_and_made_again_for_other_data_or_settings(tmp_path):
-    vectors, _ = planted()
-    model = Embedder(vectors)
+def test_clusters_are_read_again_and_made_again_for_other_data_or_settings(clusters_of):
+    model, other = (Embedder(planted(seed)[0]) for seed in range(2))
+    first = clusters_of(model)
+    assert clusters_of(other).tobytes() == first.tobytes(), "another machine, other bits"
+    assert clusters_of(other, train__log_every=7).tobytes() == first.tobytes()
+    assert not other.prompts
+    changes = [
+        {"source": pairs(60)},
+        {"source": pairs(prompts=("query: ", ""))},
+        {"train__seed": 2**32 - 1},
+        {"batch__clusters": 2},
+    ]
+    for number, change in enumerate(changes, 1):
+        clusters_of(other, **change)
+        assert len(other.prompts) == number
 
-    def clusters(source=None, step=0, **fields):
-        made = clustered_sources({"train": source or pairs()}, config_of(**fields), tmp_path)
-        return made(step, TextEncoder(model))["train"].clusters
 
-    first = clusters()
-    model.vectors = planted(seed=1)[0]  # another machine, other bits
-    assert clusters().tobytes() == first.tobytes() and model.calls == 1
-    assert clusters(train__log_every=7).tobytes() == first.tobytes() and model.calls == 1
-    for number, change in enumerate(
-        [{"step": 4}, {"source": pairs(60)}, {"train__seed": 1}, {"batch__clusters": 2}]
-    ):
-        assert not np.array_equal(clusters(**change), first) and model.calls == 2 + number
-
-
-def test_a_function_of_step_and_model_is_clustered_each_time(tmp_path):
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     vectors, topics = planted()
-    model = TextEncoder(Embedder(vectors))
-    steps = []
-
-    def mined(step, encode):
-        assert encode is model
-        steps.append(step)
-        return {"train": pairs(60 if step else 120)}
-
-    sources_at = clustered_sources(mined, config_of(), tmp_path)
-    assert same_partition(sources_at(0, model)["train"].clusters, topics)
-    assert len(sources_at(10, model)["train"].clusters) == 60
-    assert steps == [0, 10] and len(list((tmp_path / "clusters").iterdir())) == 2
+    sources = with_clusters({"train": pairs()}, TextEncoder(Embedder(vectors)), config_of())
+    assert same_partition(sources["train"].clusters, topics) and not list(tmp_path.iterdir())
 
 
-def test_another_model_clusters(tmp_path, monkeypatch):
+def test_another_model_clusters_without_the_prompts_of_the_trained_one(clusters_of, monkeypatch):
     vectors, topics = planted()
     other = Embedder(vectors)
     monkeypatch.setattr(train_clusters, "load_sentence_encoder", {"other/model": other}.__getitem__)
-    config = config_of(batch__cluster_model="other/model")
-    sources = clustered_sources({"train": pairs()}, config, tmp_path)(0, None)
-    assert same_partition(sources["train"].clusters, topics) and other.calls == 1
+    source = pairs(prompts=("query: ", ""))
+    assert same_partition(clusters_of(len, source, batch__cluster_model="other/model"), topics)
+    assert other.prompts == [""]
+
+
+def test_a_cluster_has_a_batch_of_different_texts(clusters_of):
+    vectors, topics = planted()
+    records = [{"anchor": f"text {n}", "positive": f"other {n}"} for n in range(len(topics))]
+    chosen = np.flatnonzero(topics == 2)
+    for place, index in enumerate(chosen):
+        records[index]["anchor"] = f"text {chosen[place % (SIZE - 1)]}"
+    found = clusters_of(Embedder(vectors), RecordSource(records, record_fields(records)))
+    assert len(set(found.tolist())) == TOPICS - 1 and len(set(found[chosen].tolist())) == 1
 
 
 @pytest.mark.parametrize(
-    ("source", "encode", "message"),
+    ("model", "source", "message"),
     [
-        (pairs(7), Embedder(np.eye(16)), "at least 4 records, and batch.size=8, found 7"),
-        (
-            pairs(20),
-            Embedder(np.zeros((20, 3, 4))),
-            "config.batch.cluster_model: expected a model with one dense vector for a text",
-        ),
+        (Embedder(np.eye(16)), pairs(7), "at least 8 records, of a batch, found 7"),
+        (Embedder(np.zeros((20, 3, 4))), pairs(20), "with one dense vector for a text, found ''"),
+        (len, pairs(20), "with one dense vector for a text, found '', and the trained model has"),
+        (Embedder(np.full((20, 8), np.nan)), pairs(20), "expected finite embeddings, found nan"),
     ],
 )
-def test_what_has_no_clusters(tmp_path, source, encode, message):
+def test_what_has_no_clusters(clusters_of, tmp_path, model, source, message):
     with pytest.raises(InputError, match=message):
-        clustered_sources({"train": source}, config_of(), tmp_path)(0, TextEncoder(encode))
-    with pytest.raises(InputError, match="config.batch.cluster_model"):
-        clustered_sources({"train": pairs()}, config_of(), tmp_path)(0, lambda *texts: None)
+        clusters_of(model, source)
     assert not (tmp_path / "clusters").exists()
+
+
+def test_a_model_that_is_not_there_is_named_with_its_field(clusters_of):
+    with pytest.raises(InputError, match="config.batch.cluster_model: .*no/such/model"):
+        clusters_of(len, batch__cluster_model="./no/such/model")
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -178,7 +193,7 @@ def test_a_resumed_run_reads_its_clusters_and_ends_with_the_same_bits(
 
     losses, tensors = run(tmp_path / "whole", "--config.train.steps=8")
     run(tmp_path / "parts", "--config.train.steps=4")
-    monkeypatch.setattr(train_clusters, "_clusters", None)  # would fail if it made them again
+    monkeypatch.setattr(train_clusters, "_make_clusters", pytest.fail)  # they are not made again
     resumed, same = run(tmp_path / "parts", "--config.train.steps=8", "--config.train.extend=true")
     assert resumed == losses
     assert all(same[name].tobytes() == tensors[name].tobytes() for name in tensors)

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, flatten
 from embed_jax.config_file import override
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import prepare_jax
-from embed_jax.train import loop, mining
+from embed_jax.train import loop, mining, workdir
 from embed_jax.train.fit import fit
 from embed_jax.train.mining import mined_sources
+from embed_jax.train.workdir import settings_digest
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -279,6 +280,35 @@ def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
         jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
     ):
         assert np.asarray(ours).tobytes() == np.asarray(reference).tobytes()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_does_not_mine_with_a_later_model_what_an_earlier_one_had_found(
+    retrieval, experiment, finished, tmp_path
+):
+    there = tmp_path / "run"
+    shutil.copytree(finished[1], there)
+    shutil.rmtree(there / "model")
+    for step in (9, 10):
+        shutil.rmtree(there / "checkpoints" / str(step))
+    next(there.glob("mined/4-*")).unlink()  # and the checkpoint is of step 6
+    with pytest.raises(InputError, match="lacks what the model of step 4 mined"):
+        retrieval.run(experiment(), there)
+
+
+def test_where_what_was_mined_is_looked_for_depends_on_settings_that_are_not_default(
+    experiment, monkeypatch
+):
+    def digest(data=("a",), **fields):
+        return settings_digest(experiment(**fields), data)
+
+    assert digest(train__log_every=3, train__steps=99) == digest(), "these may change"
+    assert len({digest(), digest(train__seed=3), digest(data=("b",))}) == 3
+    before = digest()
+    monkeypatch.setattr(
+        workdir, "flatten", lambda config: flatten(config) | {"batch.of_a_later_version": 0}
+    )
+    assert digest() == before, "the file of a version with fewer fields is found"
 
 
 @pytest.mark.unchecked
