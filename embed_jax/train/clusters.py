@@ -17,7 +17,8 @@ from jaxtyping import Float, Int, Int32
 
 from embed_jax.atomic import replaced
 from embed_jax.config import Experiment
-from embed_jax.data.record_source import RecordSource
+from embed_jax.data.distinct_batches import find_repeated_codes, make_distinct_batches
+from embed_jax.data.record_source import RecordSource, hash_duplicates
 from embed_jax.data.stream import RecordStream
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError, require
@@ -57,7 +58,15 @@ def with_clusters(
     clustered = {}
     for name, source in sources.items():
         texts = _anchors(source, config, name)
-        make = functools.partial(_make_clusters, texts, embed, source.prompts[0], config, name)
+        make = functools.partial(
+            _make_clusters,
+            texts,
+            embed,
+            source.prompts[0],
+            _batch_filler(source, texts, config),
+            config,
+            name,
+        )
         if workdir is None:
             clusters = make()
         else:
@@ -107,14 +116,29 @@ def _anchors(source: RecordSource, config: Experiment, name: str) -> list[str]:
     return [str(source.texts(index, source.records[index])[0]) for index in range(count)]
 
 
+def _batch_filler(
+    source: RecordSource, texts: Sequence[str], config: Experiment
+) -> Callable[[Int[np.ndarray, " m"]], bool]:
+    """Returns a function that tells whether records fill a batch, with different anchors.
+
+    Where a batch has no duplicates they have to fill two, as one of a barely sufficient number
+    depends on the order.
+    """
+    if not config.batch.no_duplicates:
+        return lambda indices: len({texts[index] for index in indices}) >= config.batch.size
+    codes = functools.cache(lambda: find_repeated_codes(hash_duplicates([source])))
+    return lambda indices: len(make_distinct_batches(indices, codes(), config.batch.size)) > 1
+
+
 def _make_clusters(
     texts: Sequence[str],
     embed: Callable[[], Encode],
     prompt: str,
+    fills_a_batch: Callable[[Int[np.ndarray, " m"]], bool],
     config: Experiment,
     name: str,
 ) -> Int32[np.ndarray, " n"]:
-    """Returns the cluster of each text, each with at least a batch of different texts."""
+    """Returns the cluster of each text; the records of each fill a batch."""
     if config.batch.cluster_model:  # which has prompts, or none, from its own training
         prompt = ""
     embeddings = prompted(embed(), prompt)[0](texts)
@@ -129,11 +153,7 @@ def _make_clusters(
         points=POINTS,
         seed=config.train.seed % 2**31,
     )
-    first_ones = np.zeros(len(texts), int)
-    first_ones[list({text: index for index, text in enumerate(texts)}.values())] = 1
-    clusters = join_small_clusters(
-        nearest_centroids(vectors, centroids), vectors, first_ones, config.batch.size
-    )
+    clusters = join_small_clusters(nearest_centroids(vectors, centroids), vectors, fills_a_batch)
     sizes = np.bincount(clusters)
     left_out = int((sizes % config.batch.size).sum())
     say(
@@ -151,33 +171,37 @@ def _of(name: str) -> str:
 def join_small_clusters(
     clusters: Int[np.ndarray, " n"],
     vectors: Float[np.ndarray, "n d"],
-    weights: Int[np.ndarray, " n"],
-    min_weight: int,
+    is_enough: Callable[[Int[np.ndarray, " m"]], bool],
 ) -> Int32[np.ndarray, " n"]:
-    """Returns clusters of at least some weight, numbered from 0 on.
+    """Returns clusters with enough records, numbered from 0 on.
 
-    The lightest joins the one with the nearest mean, until none is too light or one is left.
+    The smallest of those without joins the one with the nearest mean, until all have enough or one
+    is left.
 
     Args:
-        clusters: the cluster of each vector, from 0 on.
-        vectors: of length 1.
-        weights: of each vector; a cluster's is their sum.
-        min_weight: of a cluster.
+        clusters: the cluster of each record, from 0 on.
+        vectors: of the records, of length 1.
+        is_enough: whether the records of these indices are enough.
     """
     numbers, clusters = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(numbers), vectors.shape[1]))
     np.add.at(sums, clusters, vectors)
-    cluster_weights = np.bincount(clusters, weights)
-    for _ in range(len(numbers) - 1):
-        lightest = int(cluster_weights.argmin())
-        if cluster_weights[lightest] >= min_weight:
-            break
-        means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
-        closeness = np.where(np.isinf(cluster_weights), -np.inf, means @ means[lightest])
-        closeness[lightest] = -np.inf
-        nearest = int(closeness.argmax())
-        sums[nearest] += sums[lightest]
-        cluster_weights[nearest] += cluster_weights[lightest]
-        cluster_weights[lightest] = np.inf  # it is no more
-        clusters[clusters == lightest] = nearest
+    sizes = np.bincount(clusters)
+
+    def has_enough(cluster: int) -> bool:
+        return is_enough(np.flatnonzero(clusters == cluster))
+
+    remaining = list(range(len(numbers)))
+    lacking = [cluster for cluster in remaining if not has_enough(cluster)]
+    while lacking and len(remaining) > 1:
+        smallest = min(lacking, key=lambda cluster: sizes[cluster])
+        lacking.remove(smallest)
+        remaining.remove(smallest)
+        means = sums[remaining] / np.maximum(np.linalg.norm(sums[remaining], axis=1)[:, None], 1e-9)
+        nearest = remaining[int(np.argmax(means @ sums[smallest]))]
+        sums[nearest] += sums[smallest]
+        sizes[nearest] += sizes[smallest]
+        clusters[clusters == smallest] = nearest
+        if nearest in lacking and has_enough(nearest):
+            lacking.remove(nearest)
     return np.unique(clusters, return_inverse=True)[1].astype(np.int32)

@@ -51,15 +51,15 @@ def fit(
         optimizer: instead of the one that the config names; see `assembly.assemble`.
     """
     check_metric(config, evaluators, validation)
-    run = assemble(
-        config, sources, model=model, objective=objective, optimizer=optimizer, workdir=workdir
-    )
-    evaluate = evaluation(run, evaluators, validation)
-    assert run.data is not None, "the run is not abstract"
-    fingerprint = run.data.fingerprint
-    with (
-        open_workdir(workdir, config, fingerprint) if is_first_host() else contextlib.nullcontext()
-    ):
+    opened = open_workdir(workdir, config) if is_first_host() else contextlib.nullcontext()
+    with opened as check_data:
+        run = assemble(
+            config, sources, model=model, objective=objective, optimizer=optimizer, workdir=workdir
+        )
+        evaluate = evaluation(run, evaluators, validation)
+        assert run.data is not None, "the run is not abstract"
+        if check_data:
+            check_data(run.data.fingerprint)
         return loop.run(
             config,
             workdir,

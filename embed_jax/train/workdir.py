@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,24 @@ LENGTHS = ("train.steps", "train.epochs")  # what `train.extend` allows to grow
 
 
 @contextlib.contextmanager
-def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any]) -> Iterator[None]:
-    """Creates and locks the directory, and writes `config.json` and `data.json`, or checks them.
+def open_workdir(workdir: Path, config: Experiment) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Creates and locks a run's directory, before anything is made of the data.
+
+    It yields a function of the data's fingerprint, which is everything that the order and content
+    of the data depend on. The function writes `config.json` and `data.json`, or checks the data
+    against them. A directory that this created is removed again if the run ends before that.
 
     Args:
         workdir: the directory.
         config: the run's settings.
-        fingerprint: everything that the order and content of the data depend on.
 
     Raises:
-        InputError: if it can't be written, is in use, or holds what another config or other data
-            gave.
+        InputError: if it can't be written, is in use, or holds what another config gave; of the
+            function: or other data.
     """
     import fcntl
 
+    new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("a+")
@@ -62,24 +66,34 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         fixed = {
             name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)
         }
-        changes = [
-            *_changes(workdir / "data.json", fingerprint, "data"),
-            *_changes(workdir / "config.json", fixed, "config", config.train.extend),
-        ]
-        if changes and _holds_work(workdir):
-            longer = any(f"config.{name} was" in changes[0] for name in LENGTHS)
-            advice = " (or --extend it to more steps or epochs)" if longer else ""
-            raise InputError(
-                f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir"
-            )
-        if changes:  # of a run that saved nothing, so this is a new one
-            for file in (workdir / "mined").glob("[1-9]*"):  # by a model that is no more
-                file.unlink()
-            (workdir / "wandb_id").unlink(missing_ok=True)
-            (workdir / "wandb_step").unlink(missing_ok=True)
-        _write(workdir / "data.json", fingerprint)
-        _write(workdir / "config.json", json.loads(to_json(config)))
-        yield
+        other_config = list(_changes(workdir / "config.json", fixed, "config", config.train.extend))
+        _refuse_changes(workdir, other_config)
+
+        def check_data(fingerprint: dict[str, Any]) -> None:
+            other_data = list(_changes(workdir / "data.json", fingerprint, "data"))
+            _refuse_changes(workdir, other_data)
+            if other_config or other_data:  # of a run that saved nothing, so this is a new one
+                for file in (workdir / "mined").glob("[1-9]*"):  # by a model that is no more
+                    file.unlink()
+                (workdir / "wandb_id").unlink(missing_ok=True)
+                (workdir / "wandb_step").unlink(missing_ok=True)
+            _write(workdir / "data.json", fingerprint)
+            _write(workdir / "config.json", json.loads(to_json(config)))
+
+        try:
+            yield check_data
+        finally:
+            if new and [file.name for file in workdir.iterdir()] == ["lock"]:
+                (workdir / "lock").unlink()
+                workdir.rmdir()
+
+
+def _refuse_changes(workdir: Path, changes: Sequence[str]) -> None:
+    """Raises an InputError for the first change of a run that has saved something."""
+    if changes and _holds_work(workdir):
+        longer = any(f"config.{name} was" in changes[0] for name in LENGTHS)
+        advice = " (or --extend it to more steps or epochs)" if longer else ""
+        raise InputError(f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir")
 
 
 def settings_digest(config: Experiment, data: Iterable[Any]) -> str:

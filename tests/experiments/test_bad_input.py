@@ -204,7 +204,8 @@ def test_the_corrected_command_may_have_the_same_directory_until_something_was_s
     )
     assert status == 2 and "nothing is evaluated" in err, err
     assert not (tmp_path / "run").exists()
-    with open_workdir(tmp_path / "run", Experiment(), {"data": "other"}):
+    with open_workdir(tmp_path / "run", Experiment()) as check_data:
+        check_data({"data": "other"})
         (tmp_path / "run" / "wandb_id").write_text("of a run that stopped before it saved")
     status, err = command("simcse", *steps)
     assert status == 0 and not (tmp_path / "run" / "wandb_id").exists(), err

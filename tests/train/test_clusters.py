@@ -56,15 +56,16 @@ def test_small_clusters_join_the_nearest_until_none_is_too_small():
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     clusters = np.array([5, 5, 5, 5, 0, 2, 2, 2, 2, 9])
 
-    def joined(min_weight, weights=(1,) * 10):
-        return join_small_clusters(clusters, vectors, np.array(weights), min_weight)
+    def joined(number):
+        return join_small_clusters(clusters, vectors, lambda indices: len(indices) >= number)
 
     # 40 degrees is nearer to 1.5 than to 83; 180 is nearer to 83 than to the others.
     assert same_partition(joined(3), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     assert same_partition(joined(1), clusters), "large enough: unchanged"
     assert set(joined(10)) == set(joined(11)) == {0}
-    repeated = (1, 0, 0, 0, 1, 1, 1, 1, 1, 1)  # the first cluster is one text
-    assert same_partition(joined(3, repeated), [0] * 10)
+    with_180 = join_small_clusters(clusters, vectors, lambda indices: 9 in indices or 0 in indices)
+    # The smallest goes first: 40 degrees to 1.5, then 83 to the nearer of the others.
+    assert same_partition(with_180, [0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
 # ---- the data of a run ---------------------------------------------------------------------------
@@ -147,13 +148,15 @@ def test_another_model_clusters_without_the_prompts_of_the_trained_one(clusters_
     assert other.prompts == [""]
 
 
-def test_a_cluster_has_a_batch_of_different_texts(clusters_of):
+@pytest.mark.parametrize("field", ["anchor", "positive"])
+def test_the_records_of_a_cluster_fill_a_batch(clusters_of, field):
     vectors, topics = planted()
     records = [{"anchor": f"text {n}", "positive": f"other {n}"} for n in range(len(topics))]
     chosen = np.flatnonzero(topics == 2)
     for place, index in enumerate(chosen):
-        records[index]["anchor"] = f"text {chosen[place % (SIZE - 1)]}"
-    found = clusters_of(Embedder(vectors), RecordSource(records, record_fields(records)))
+        records[index][field] = f"text {chosen[place % (SIZE - 1)]}"
+    source = RecordSource(records, record_fields(records))
+    found = clusters_of(Embedder(vectors), source, batch__no_duplicates=field == "positive")
     assert len(set(found.tolist())) == TOPICS - 1 and len(set(found[chosen].tolist())) == 1
 
 

@@ -253,7 +253,8 @@ def test_a_checkpoint_holds_the_whole_state_of_an_optimiser(name, tmp_path):
 def test_a_run_from_before_these_fields_is_resumed(tmp_path):
     """Fields that an old config.json lacks get their defaults."""
     config = Experiment()
-    with open_workdir(tmp_path, config, {}):
+    with open_workdir(tmp_path, config) as check_data:
+        check_data({})
         (tmp_path / "model").mkdir()
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
@@ -261,13 +262,14 @@ def test_a_run_from_before_these_fields_is_resumed(tmp_path):
         del content["optim"][field]
     del content["train"]["from_checkpoint"]
     file.write_text(json.dumps(content))
-    with open_workdir(tmp_path, config, {}):
+    with open_workdir(tmp_path, config) as check_data:
+        check_data({})
         assert read_run_config(tmp_path / "config.json") == config
     config.optim.name, content["optim"] = "muon", {}
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="optim.name was 'adamw' and is 'muon' now"):
-        with open_workdir(tmp_path, config, {}):
-            pass
+        with open_workdir(tmp_path, config) as check_data:
+            check_data({})
 
 
 def test_groups_are_written_read_and_overridden_as_a_mixtures_sources_are(tmp_path):

@@ -110,7 +110,8 @@ def test_sigterm_saves_and_exits_0(simcse, simcse_here, undisturbed, tmp_path, c
 
 
 def test_a_second_run_on_a_workdir_in_use_is_refused(simcse_here, tmp_path):
-    with open_workdir(tmp_path / "run", Experiment(), {}):
+    with open_workdir(tmp_path / "run", Experiment()) as check_data:
+        check_data({})
         status, err = simcse_here(tmp_path / "run")
     assert (
         status == 2
@@ -158,7 +159,7 @@ def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(
     "override, message",
     [
         ("--config.optim.learning_rate=0.5", "config.optim.learning_rate was 0.001 and is 0.5 now"),
-        ("--config.data.limit=100", "data.train.records was 200 and is 100 now"),
+        ("--config.data.limit=100", "config.data.limit was 2048 and is 100 now"),
         ("--config.optim.lr=1", "unknown config field 'optim.lr'"),
         ("--config.batch.size=2.5", "batch.size"),
         ("--config.batch.size=300", "200 records do not fill a batch of 300"),
@@ -172,16 +173,19 @@ def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(
         ("--config.eval.sts=missing.tsv", "missing.tsv"),
     ],
 )
-def test_bad_input_is_one_line_with_status_2(simcse_here, undisturbed, override, message):
+def test_bad_input_is_one_line_with_status_2(simcse_here, undisturbed, tmp_path, override, message):
+    finished = " was " in message
+    workdir = undisturbed if finished else tmp_path / "run"
     before = {
         path: path.read_bytes()
-        for path in undisturbed.rglob("*")
+        for path in workdir.rglob("*")
         if path.is_file() and path.name != "lock"
     }
-    status, err = simcse_here(undisturbed, override)
+    status, err = simcse_here(workdir, override)
     assert status == 2 and message in err, (status, err)
     assert err.startswith("error: ") and err.count("\n") == 1
     assert before == {path: path.read_bytes() for path in before}
+    assert finished == workdir.exists(), "of a run that did not begin nothing is left"
 
 
 def test_a_budget_of_rows_that_does_not_suffice_names_the_option(simcse_here, tmp_path):

@@ -94,7 +94,8 @@ def test_a_run_may_become_longer_and_nothing_else(tmp_path):
     (tmp_path / "model").mkdir()
 
     def enter(**fields):
-        with open_workdir(tmp_path, override(Experiment(), **fields), {}):
+        with open_workdir(tmp_path, override(Experiment(), **fields)) as check_data:
+            check_data({})
             return json.loads((tmp_path / "config.json").read_text())["train"]["steps"]
 
     assert enter(train__steps=10) == 10
@@ -113,7 +114,8 @@ def test_a_run_may_become_longer_and_nothing_else(tmp_path):
 def test_a_run_older_than_a_field_resumes_with_its_default_only(tmp_path):
     config = Experiment()
     config.mixture.sources.a = Source("a.tsv")
-    with open_workdir(tmp_path, config, {}):
+    with open_workdir(tmp_path, config) as check_data:
+        check_data({})
         (tmp_path / "model").mkdir()
     file = tmp_path / "config.json"
     older = json.loads(file.read_text())
@@ -121,8 +123,36 @@ def test_a_run_older_than_a_field_resumes_with_its_default_only(tmp_path):
     file.write_text(json.dumps(older))
     config.eval.patience = 3
     with pytest.raises(InputError, match="config.eval.patience was 0 and is 3 now"):
-        with open_workdir(tmp_path, config, {}):
-            pass
+        with open_workdir(tmp_path, config) as check_data:
+            check_data({})
     config.eval.patience = 0
-    with open_workdir(tmp_path, config, {}):
-        pass
+    with open_workdir(tmp_path, config) as check_data:
+        check_data({})
+
+
+def test_a_directory_is_locked_and_compared_before_the_data_are_read(tmp_path):
+    run, config = tmp_path / "run", Experiment()
+    with open_workdir(run, config) as check_data:
+        with pytest.raises(InputError, match="in use by another run"), open_workdir(run, config):
+            pytest.fail("the second run has begun")
+        check_data({"texts": "abc"})
+    (run / "model").mkdir()
+    with pytest.raises(InputError, match="config.train.seed was 0 and is 1 now"):
+        with open_workdir(run, override(Experiment(), train__seed=1)):
+            pytest.fail("the data would be read")
+    with open_workdir(run, config) as check_data:
+        with pytest.raises(InputError, match="data.texts was 'abc' and is 'abd' now"):
+            check_data({"texts": "abd"})
+
+
+def test_nothing_is_left_of_a_run_that_ended_before_it_had_its_data(tmp_path):
+    with pytest.raises(ZeroDivisionError), open_workdir(tmp_path / "new", Experiment()):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ZeroDivisionError), open_workdir(tmp_path / "old", Experiment()):
+        raise ZeroDivisionError
+    assert (tmp_path / "old").exists()
+    with open_workdir(tmp_path / "new", Experiment()) as check_data:
+        check_data({})
+    assert (tmp_path / "new" / "data.json").exists()
