@@ -124,6 +124,7 @@ def test_two_hosts_evaluate_and_compare_and_the_first_writes(
         "data.holdout": 0.2,
         "batch.size": 4,
         "batch.rows": 4,
+        "batch.clusters": 2,
         "train.steps": 2,
         "eval.every": 1,
         "checkpoint.every": 0,
@@ -139,6 +140,7 @@ def test_two_hosts_evaluate_and_compare_and_the_first_writes(
     )
     assert (first, second) == (0, 0), err + other_err
     assert out.count("dopt it") == 1
+    assert len(list((tmp_path / "run" / "clusters").iterdir())) == 1
     assert re.sub(r"\[Gloo\].*\n", "", other_out) == "", "the first host speaks for all"
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, 1, 2]
