@@ -122,7 +122,7 @@ def training_data(
         since = start // every * every
         now, now_order = pieces, order
         if since:
-            # Resumed after the data were renewed: they are on disk, and their model is no more.
+            # Resumed after the data were renewed: they are on disk, and their model is lost.
             encode = model.bind(state.encoder) if start == since else TextEncoder(_PastModel(since))
             now = _cut_sources(prepared_at(since, encode), objective)
             now_order = training_order(now, config)
@@ -181,7 +181,7 @@ class _PastModel:
     def encode(self, texts: Sequence[str], **_: Any) -> Any:
         raise InputError(
             f"--workdir: lacks what the model of step {self.step} mined for later steps, and "
-            "that model is no more: use another"
+            "that model is lost: use another"
         )
 
 

@@ -156,8 +156,8 @@ def test_the_records_of_a_cluster_fill_a_batch(clusters_of, field):
     for place, index in enumerate(chosen):
         records[index][field] = f"text {chosen[place % (SIZE - 1)]}"
     source = RecordSource(records, record_fields(records))
-    found = clusters_of(Embedder(vectors), source, batch__no_duplicates=field == "positive")
-    assert len(set(found.tolist())) == TOPICS - 1 and len(set(found[chosen].tolist())) == 1
+    clusters = clusters_of(Embedder(vectors), source, batch__no_duplicates=field == "positive")
+    assert len(set(clusters.tolist())) == TOPICS - 1 and len(set(clusters[chosen].tolist())) == 1
 
 
 @pytest.mark.parametrize(
