@@ -127,7 +127,7 @@ def plot_rows(table: Table, runs: Sequence[AblationRun], output: Path, form: str
     for axes in panels[0][1:]:
         shown = [(table.paper[row], place) for place, row in enumerate(rows) if row in table.paper]
         axes.plot(*zip(*shown, strict=True), "s", color="C1", markersize=8)
-        axes.set(title=table.source, xlabel="published")
+        axes.set(title=textwrap.fill(table.source, 34), xlabel="published")
     write_title(figure, table)
     figure.savefig(output, format=form)
     pyplot.close(figure)
