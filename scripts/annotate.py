@@ -189,7 +189,16 @@ def wrong_option(args: argparse.Namespace) -> str | None:
     for name in refused:
         if getattr(args, name):
             return f"--{name.replace('_', '-')}: {side} --interface"
-    if wrong := wrong_server_option(args):
+    wrong = wrong_server_option(
+        concurrency=args.concurrency,
+        requests_per_minute=args.requests_per_minute,
+        retries=args.retries,
+        first_wait=args.first_wait,
+        timeout=args.timeout,
+        no_key=args.no_key,
+        key_variable=args.key_variable,
+    )
+    if wrong:
         return wrong
     try:
         settings = json.loads(args.settings or "{}")

@@ -188,16 +188,30 @@ def add_server_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def wrong_server_option(args: argparse.Namespace) -> str | None:
+def wrong_server_option(
+    *,
+    concurrency: int,
+    requests_per_minute: float,
+    retries: int,
+    first_wait: float,
+    timeout: float,
+    no_key: bool,
+    key_variable: str | None,
+) -> str | None:
     """Returns a message about options of `add_server_options` that cannot be used, or None."""
-    if args.concurrency < 1:
-        return f"--concurrency: expected 1 or more, found {args.concurrency}"
-    for name in ("requests_per_minute", "retries", "first_wait"):
-        if not 0 <= (value := getattr(args, name)) < math.inf:
-            return f"--{name.replace('_', '-')}: expected a number from 0 up, found {value}"
-    if not 0 < args.timeout < 1e6:
-        return f"--timeout: expected seconds above 0, found {args.timeout}"
-    if args.no_key and args.key_variable:
+    if concurrency < 1:
+        return f"--concurrency: expected 1 or more, found {concurrency}"
+    numbers = {
+        "--requests-per-minute": requests_per_minute,
+        "--retries": retries,
+        "--first-wait": first_wait,
+    }
+    for option, value in numbers.items():
+        if not 0 <= value < math.inf:
+            return f"{option}: expected a number from 0 up, found {value}"
+    if not 0 < timeout < 1e6:
+        return f"--timeout: expected seconds above 0, found {timeout}"
+    if no_key and key_variable:
         return "--no-key and --key-variable exclude each other"
     return None
 

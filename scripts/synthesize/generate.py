@@ -137,7 +137,16 @@ def check(args: argparse.Namespace) -> str | None:
                 f"--{name.replace('_', '-')}: expected a number from 0 up, found "
                 f"{getattr(args, name)}"
             )
-    if wrong := wrong_server_option(args):
+    wrong = wrong_server_option(
+        concurrency=args.concurrency,
+        requests_per_minute=args.requests_per_minute,
+        retries=args.retries,
+        first_wait=args.first_wait,
+        timeout=args.timeout,
+        no_key=args.no_key,
+        key_variable=args.key_variable,
+    )
+    if wrong:
         return wrong
     try:
         extra = json.loads(args.settings)
