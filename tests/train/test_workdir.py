@@ -135,14 +135,14 @@ def test_a_directory_is_locked_and_compared_before_the_data_are_read(tmp_path):
     with open_workdir(run, config) as check_data:
         with pytest.raises(InputError, match="in use by another run"), open_workdir(run, config):
             pytest.fail("the second run has begun")
-        check_data({"texts": "abc"})
+        check_data({"texts": "first"})
     (run / "model").mkdir()
     with pytest.raises(InputError, match="config.train.seed was 0 and is 1 now"):
         with open_workdir(run, override(Experiment(), train__seed=1)):
             pytest.fail("the data would be read")
     with open_workdir(run, config) as check_data:
-        with pytest.raises(InputError, match="data.texts was 'abc' and is 'abd' now"):
-            check_data({"texts": "abd"})
+        with pytest.raises(InputError, match="data.texts was 'first' and is 'second' now"):
+            check_data({"texts": "second"})
 
 
 def test_nothing_is_left_of_a_run_that_ended_before_it_had_its_data(tmp_path):
