@@ -19,7 +19,6 @@ from embed_jax.atomic import replaced
 from embed_jax.config import Experiment
 from embed_jax.data.distinct_batches import find_repeated_codes, make_distinct_batches
 from embed_jax.data.record_source import RecordSource, hash_duplicates
-from embed_jax.data.stream import RecordStream
 from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError, require
 from embed_jax.parallel.distributed import wait_for_hosts
@@ -105,8 +104,6 @@ def _embedder(encode: Encode, cluster_model: str) -> Encode:
 
 def _anchors(source: RecordSource, config: Experiment, name: str) -> list[str]:
     """Returns the first text of each record."""
-    if isinstance(source.records, RecordStream):
-        raise InputError(f"{FIELD}: not for a stream, of which not all records are known")
     count, least = len(source.records), max(config.batch.clusters, config.batch.size)
     if count < least:
         reason = "one for each cluster" if least > config.batch.size else "of a batch"

@@ -29,7 +29,7 @@ from embed_jax.errors import InputError
 from embed_jax.retrieval.topk import Encode
 from embed_jax.runtime import say
 from embed_jax.train.clusters import with_clusters
-from embed_jax.train.data_checks import _check_teacher, check_data, check_same_mask
+from embed_jax.train.data_checks import _check_teacher, check_data, check_same_mask, check_stream
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
 from embed_jax.train.prompts import given_prompts
@@ -107,10 +107,6 @@ def training_data(
     streamed = next(
         (source for source in pieces.values() if isinstance(source.records, RecordStream)), None
     )
-    if streamed and config.batch.no_duplicates:
-        raise InputError(
-            "config.batch.no_duplicates: not for a stream, of which not all records are known"
-        )
     order = None if streamed else training_order(pieces, config)
     num_steps = _num_steps(config, order)
 
@@ -326,6 +322,7 @@ def prepare_sources(
     prepared = {}
     for name, source in sources.items():
         about = objective.of_dataset.get(name, objective.about)
+        check_stream(source, config)
         check_data(source, about, config, "" if name == ONLY else name)
         if "teacher" not in objective.models:
             _check_teacher(source, about, config, "" if name == ONLY else name)

@@ -6,6 +6,7 @@ from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.pairs import apply_to_record, sampled_records
 from embed_jax.data.record_source import RecordSource, count_columns
+from embed_jax.data.stream import RecordStream
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
 from embed_jax.train.sources import Sources
@@ -20,6 +21,15 @@ def check_same_mask(config: Experiment, sources: Sources) -> None:
             f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, "
             f"found {columns}"
         )
+
+
+def check_stream(source: RecordSource, config: Experiment) -> None:
+    """Raises an InputError for a stream with a setting that needs all records."""
+    for field in ("no_duplicates", "clusters"):
+        if isinstance(source.records, RecordStream) and getattr(config.batch, field):
+            raise InputError(
+                f"config.batch.{field}: not for a stream, of which not all records are known"
+            )
 
 
 def check_data(source: RecordSource, about: About, config: Experiment, dataset: str = "") -> None:

@@ -62,10 +62,7 @@ def open_workdir(workdir: Path, config: Experiment) -> Iterator[Callable[[dict[s
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        settings = flatten(config)
-        fixed = {
-            name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)
-        }
+        fixed = _fixed_settings(config)
         other_config = list(_changes(workdir / "config.json", fixed, "config", config.train.extend))
         _refuse_changes(workdir, other_config)
 
@@ -96,6 +93,12 @@ def _refuse_changes(workdir: Path, changes: Sequence[str]) -> None:
         raise InputError(f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir")
 
 
+def _fixed_settings(config: Experiment) -> dict[str, Any]:
+    """Returns the fields that may not change between a run and its resumption."""
+    settings = flatten(config)
+    return {name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)}
+
+
 def settings_digest(config: Experiment, data: Iterable[Any]) -> str:
     """Returns a digest of the settings and data that a file made before training depends on.
 
@@ -106,14 +109,14 @@ def settings_digest(config: Experiment, data: Iterable[Any]) -> str:
         config: the run's settings.
         data: records or texts.
     """
-    settings = flatten(config)
+    settings = _fixed_settings(config)
     usual = _defaults(settings)
-    fixed = {
+    relevant = {
         name: value
         for name, value in settings.items()
-        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval.")) and value != usual.get(name)
+        if not name.startswith((*LENGTHS, "eval.")) and value != usual.get(name)
     }
-    digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+    digest = hashlib.blake2b(json.dumps(relevant, sort_keys=True).encode(), digest_size=4)
     for item in data:
         digest.update(repr(item).encode())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ EXPERIMENT = "retrieval"
 CONFIG = "configs/retrieval/quickstart.py:base"
 SCALE = 100
 SOURCE = "Li et al. 2023, in words"
-MINUTES = 17
+MINUTES = 9
 ROWS = {
     terms.replace(",", " "): {"loss.name": f"info_nce(terms='{terms}')"}
     for terms in ("qp", "qp,pq", "qp,qq", "qp,pp", "qp,qq,pp", "qp,qq,pq,pp")
